@@ -1,0 +1,1 @@
+"""Everything that touches hardware: transports, leases, the agent, one session per visit."""

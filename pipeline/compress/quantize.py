@@ -1,0 +1,70 @@
+"""INT8 post-training quantization with NNCF: one calibration, a quantizer per runtime.
+
+``quantize_pt2e`` is the one entry of NNCF whose result reaches all three formats.  Each runtime
+gets the quantizer that speaks its kernels' language; the calibration samples are the same.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pipeline.compress import silence_telemetry
+from pipeline.data import Images
+from pipeline.model import trace_graph
+from profiles.errors import StageError
+from profiles.records import ArtifactFormat
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+
+def quantizer_for(format_: ArtifactFormat) -> Any:
+    """The torchao quantizer whose annotations the format's runtime turns into INT8 kernels."""
+    if format_ == "onnx":
+        from pipeline.compress.ort_quantizer import OrtQuantizer
+
+        return OrtQuantizer()
+    if format_ == "tflite":
+        from litert_torch.quantize import pt2e_quantizer as litert
+
+        config = litert.get_symmetric_quantization_config(is_per_channel=True)
+        return litert.PT2EQuantizer().set_global(config)
+    from executorch.backends.xnnpack.quantizer import xnnpack_quantizer as xnnpack
+
+    config = xnnpack.get_symmetric_quantization_config(is_per_channel=True)
+    return xnnpack.XNNPACKQuantizer().set_global(config)
+
+
+def quantize(program: ExportedProgram, format_: ArtifactFormat, samples: Images) -> ExportedProgram:
+    """Quantize weights and activations to INT8 for one format.
+
+    Args:
+        program: in FP32, exported for one example at a time.
+        format_: which runtime it is for.
+        samples: calibration inputs, shape ``(n, channels, height, width)``.
+
+    Raises:
+        StageError: if NNCF refuses the model.
+    """
+    silence_telemetry()
+    import nncf
+    from nncf.experimental.torch.fx import quantize_pt2e
+
+    inputs = [torch.from_numpy(samples[i : i + 1]) for i in range(len(samples))]
+    try:
+        quantized = quantize_pt2e(
+            program.module(),
+            quantizer_for(format_),
+            nncf.Dataset(inputs),
+            subset_size=len(inputs),
+            # LiteRT's converter folds constants itself, and stumbles over folded ones.
+            fold_quantize=format_ != "tflite",
+        )
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), "")
+        raise StageError(
+            f"NNCF cannot quantize the model for {format_}: {type(error).__name__}: {reason}"
+        ) from error
+    return trace_graph(quantized, inputs[0])

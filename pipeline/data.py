@@ -1,0 +1,196 @@
+"""Data sets: what a recipe names becomes four arrays, ready for the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.importing import load_object
+from pipeline.stage import source_digest
+from profiles.canonical import digest, file_sha256
+from profiles.errors import DataError
+from profiles.recipe import DataSource, FolderData, NpzData
+
+Images = NDArray[np.float32]
+Labels = NDArray[np.int64]
+
+#: Share of the train split that a search may look at; the test split is for reports alone.
+VALIDATION_SHARE = 0.2
+_IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Inputs, float32 of shape ``(n, channels, height, width)``, and labels of shape ``(n,)``."""
+
+    x: Images
+    y: Labels
+
+    def take(self, indices: NDArray[np.int64]) -> Split:
+        """The examples at these indices."""
+        return Split(self.x[indices], self.y[indices])
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A train split and a held-out test split.
+
+    Args:
+        train, test: the splits.
+        calibration_size: how many training examples calibrate a quantization.
+    """
+
+    train: Split
+    test: Split
+    calibration_size: int
+
+    def calibration(self) -> Images:
+        """The training examples that calibrate a quantization; the same for every runtime."""
+        chosen = np.random.default_rng(0).permutation(len(self.train.y))
+        return self.train.x[np.sort(chosen[: self.calibration_size])]
+
+    def search_splits(self, seed: int) -> tuple[Split, Split]:
+        """The train split parted in two: to train on, and to judge candidates by."""
+        order = np.random.default_rng(seed).permutation(len(self.train.y))
+        held_out = max(1, round(len(order) * VALIDATION_SHARE))
+        return self.train.take(order[held_out:]), self.train.take(order[:held_out])
+
+
+class DataHandle:
+    """A recipe's data set: identified at once, read only when a stage needs it.
+
+    Args:
+        source: what the recipe names.
+    """
+
+    def __init__(self, source: DataSource) -> None:
+        self._source = source
+
+    @cached_property
+    def key(self) -> str:
+        """What identifies the data set in the keys of stages."""
+        return _data_key(self._source)
+
+    @cached_property
+    def arrays(self) -> Dataset:
+        """The data set itself; raises as :func:`load_data`."""
+        return load_data(self._source)
+
+
+def _data_key(source: DataSource) -> str:
+    """What identifies a data set: its files' bytes, or its factory's source, and its settings."""
+    files: Any = {}
+    if source.npz:
+        files = {str(p): file_sha256(p) for p in (source.npz.train, source.npz.test)}
+    elif source.folder:
+        files = {
+            str(path.relative_to(root)): file_sha256(path)
+            for root in (source.folder.train, source.folder.test)
+            for path in _image_files(root)
+        }
+    code = source_digest(source.factory) if source.factory else None
+    return digest([source.model_dump(mode="json"), files, code])
+
+
+def load_data(source: DataSource) -> Dataset:
+    """Read a data set.
+
+    Raises:
+        DataError: if a file is not what it should be, a split is empty or not finite, or images
+            and labels do not match.
+    """
+    if source.npz:
+        splits = [
+            _from_npz(path, source.npz, source) for path in (source.npz.train, source.npz.test)
+        ]
+    elif source.folder:
+        splits = [
+            _from_folder(root, source.folder, source)
+            for root in (source.folder.train, source.folder.test)
+        ]
+    else:
+        splits = [_from_factory(source, name) for name in ("train", "test")]
+    train, test = splits
+    _check("train", train)
+    _check("test", test)
+    return Dataset(train, test, calibration_size=min(source.calibration, len(train.y)))
+
+
+def _check(name: str, split: Split) -> None:
+    if len(split.y) == 0:
+        raise DataError(f"the {name} split is empty")
+    if len(split.x) != len(split.y):
+        raise DataError(f"the {name} split has {len(split.x)} inputs and {len(split.y)} labels")
+    if not np.isfinite(split.x).all():
+        raise DataError(f"the {name} split has values that are not finite")
+
+
+def _from_factory(source: DataSource, name: str) -> Split:
+    factory = load_object(source.factory or "")
+    batches: Iterable[tuple[Any, Any]] = factory(split=name, **source.arguments)
+    xs, ys = [], []
+    for x, y in batches:
+        xs.append(np.asarray(x, dtype=np.float32))
+        ys.append(np.asarray(y, dtype=np.int64))
+    if not xs:
+        raise DataError(f"{source.factory} yields no batch for the {name} split")
+    return Split(np.concatenate(xs), np.concatenate(ys))
+
+
+def _from_npz(path: Path, npz: NpzData, source: DataSource) -> Split:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            x, y = arrays["x"], arrays["y"]
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{path} is not an .npz with plain arrays x and y: {error}") from error
+    if x.ndim != 4:
+        raise DataError(f"{path}: x has shape {x.shape}, expected four dimensions ({npz.layout})")
+    if npz.layout == "nhwc":
+        x = x.transpose(0, 3, 1, 2)
+    return Split(_normalise(x, source), y.astype(np.int64))
+
+
+def _image_files(root: Path) -> list[Path]:
+    return sorted(p for p in root.glob("*/*") if p.suffix.lower() in _IMAGE_SUFFIXES)
+
+
+def _from_folder(root: Path, folder: FolderData, source: DataSource) -> Split:
+    from PIL import Image, UnidentifiedImageError
+
+    files = _image_files(root)
+    if not files:
+        raise DataError(
+            f"{root} has no images",
+            f"expected one folder per class with {', '.join(_IMAGE_SUFFIXES)}",
+        )
+    classes = sorted({path.parent.name for path in files})
+    height, width = folder.size
+    images = []
+    for path in files:
+        try:
+            with Image.open(path) as image:
+                images.append(np.asarray(image.convert("RGB").resize((width, height))))
+        except (OSError, UnidentifiedImageError) as error:
+            raise DataError(f"{path} cannot be read as an image: {error}") from error
+    x = np.stack(images).transpose(0, 3, 1, 2)
+    y = np.array([classes.index(path.parent.name) for path in files], dtype=np.int64)
+    return Split(_normalise(x, source), y)
+
+
+def _normalise(x: NDArray[Any], source: DataSource) -> Images:
+    """To float32: bytes to 0..1, then less the mean and over the standard deviation."""
+    values = x.astype(np.float32) / (255 if x.dtype == np.uint8 else 1)
+    if source.mean is not None and source.std is not None:
+        channels = x.shape[1]
+        if len(source.mean) != channels or len(source.std) != channels:
+            raise DataError(f"mean and std need {channels} numbers, one per channel of the images")
+        shape = (1, channels, 1, 1)
+        mean = np.array(source.mean, dtype=np.float32).reshape(shape)
+        values = (values - mean) / np.array(source.std, dtype=np.float32).reshape(shape)
+    return np.ascontiguousarray(values, dtype=np.float32)

@@ -1,0 +1,29 @@
+"""TFLite files, through LiteRT's converter; quantized programs keep their INT8 kernels."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import litert_torch
+from litert_torch.quantize.quant_config import QuantConfig
+
+from pipeline.compress.quantize import quantizer_for
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+
+def write(program: ExportedProgram, path: Path) -> dict[str, Any]:
+    """Write ``program`` as a ``.tflite``; returns whether it was converted as quantized."""
+    inputs, _ = program.example_inputs
+    quantized = any("quantize_per" in str(node.target) for node in program.graph.nodes)
+    settings = {"quant_config": QuantConfig(pt2e_quantizer=quantizer_for("tflite"))}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        converted = litert_torch.convert(
+            program.module(), inputs, **(settings if quantized else {})
+        )
+        converted.export(str(path))
+    return {"quantized": quantized}

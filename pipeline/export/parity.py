@@ -1,0 +1,128 @@
+"""Parity: does an artifact still compute what its PyTorch reference computes, on real inputs?
+
+No parity, no timing: an artifact that fails here is reported and never measured.  The runtimes are
+driven by the same code that measures them on a device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from devices.agent.agent import ENGINES
+from pipeline.data import DataHandle, Images, Split
+from pipeline.stage import Stage, Workspace
+from profiles.canonical import file_sha256
+from profiles.errors import StageError
+from profiles.recipe import Tolerance
+from profiles.records import RUNTIME_OF, Artifact, Parity
+from profiles.statistics import paired_drop_interval
+
+_PACKAGES = {"executorch": "executorch", "onnx": "onnxruntime", "tflite": "ai-edge-litert"}
+
+
+def parity_stage(
+    workspace: Workspace,
+    artifact: Artifact,
+    tolerance: Tolerance,
+    data: DataHandle,
+    reference: Path,
+    baseline: Path,
+) -> Parity:
+    """Run an artifact on the test split and compare, or find that it has been done.
+
+    Args:
+        workspace: it is recorded in.
+        artifact: to check.
+        tolerance: what is demanded of it.
+        data: whose test split is used.
+        reference: ``.npy`` of the logits it should give: of its own program before quantization.
+        baseline: ``.npy`` of the uncompressed model's logits, for the accuracy drop.
+
+    Raises:
+        StageError: if the runtime refuses the artifact.
+    """
+    stage = Stage(
+        "parity",
+        {
+            "artifact": artifact.sha256,
+            "tolerance": tolerance.model_dump(),
+            "references": [file_sha256(reference), file_sha256(baseline)],
+        },
+        ("pipeline.export.parity",),
+        (_PACKAGES[artifact.format],),
+    )
+
+    def work(_: Path) -> dict[str, Any]:
+        test = data.arrays.test
+        outputs = host_outputs(artifact, test.x)
+        expected = np.load(reference, allow_pickle=False)
+        uncompressed = np.load(baseline, allow_pickle=False)
+        return asdict(compare(outputs, expected, uncompressed, test, tolerance))
+
+    value = workspace.run(stage, work).value
+    low, high = value["accuracy_drop_ci95"]
+    return Parity(**{**value, "accuracy_drop_ci95": (low, high)})
+
+
+def host_outputs(artifact: Artifact, x: Images) -> Images:
+    """The artifact's first output for each input, computed by its runtime on this host.
+
+    Raises:
+        StageError: if the runtime refuses it.
+    """
+    try:
+        engine = ENGINES[RUNTIME_OF[artifact.format]](str(artifact.path), 1)
+        rows = []
+        for index in range(len(x)):
+            engine.feed([np.ascontiguousarray(x[index : index + 1])])
+            engine.prepare()
+            engine.call()
+            rows.append(engine.outputs()[0].copy())
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), "")
+        raise StageError(
+            f"{artifact.runtime} cannot run its own artifact: {type(error).__name__}: {reason}"
+        ) from error
+    return np.concatenate(rows)
+
+
+def compare(
+    outputs: Images, expected: Images, baseline: Images, test: Split, tolerance: Tolerance
+) -> Parity:
+    """Compare outputs of shape ``(n, classes)`` with what was expected.
+
+    The error is relative to the largest expected output, so that one tolerance fits logits of any
+    scale.
+    """
+    finite = bool(np.isfinite(outputs).all())
+    worst = float(np.abs(outputs - expected).max()) if finite else float(np.finfo("f4").max)
+    norms = np.linalg.norm(outputs, axis=1) * np.linalg.norm(expected, axis=1)
+    cosines = (outputs * expected).sum(1) / np.maximum(norms, np.finfo("f4").tiny)
+    cosine = float(cosines.mean()) if finite else 0.0
+    top1 = float(np.mean(outputs.argmax(1) == expected.argmax(1)))
+    right, right_before = outputs.argmax(1) == test.y, baseline.argmax(1) == test.y
+    allowed = tolerance.max_abs_error * float(np.abs(expected).max())
+    problems = []
+    if not finite:
+        problems.append("outputs are not finite")
+    if worst > allowed:
+        problems.append(f"max abs error {worst:.3g} > {allowed:.3g}")
+    if cosine < tolerance.cosine:
+        problems.append(f"cosine {cosine:.5f} < {tolerance.cosine:g}")
+    if top1 < tolerance.top1_agreement:
+        problems.append(f"top-1 agreement {top1:.3f} < {tolerance.top1_agreement:g}")
+    return Parity(
+        passed=not problems,
+        reason="; ".join(problems),
+        n=len(test.y),
+        max_abs_error=worst,
+        cosine=cosine,
+        top1_agreement=top1,
+        accuracy=float(right.mean()),
+        reference_accuracy=float(right_before.mean()),
+        accuracy_drop_ci95=paired_drop_interval(right_before, right),
+    )

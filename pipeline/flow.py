@@ -1,0 +1,307 @@
+"""The whole loop: a recipe in; measured artifacts, a table, a searched front and a report's data
+out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from devices.inventory import Device, load_inventory
+from pipeline.campaign import Subject, input_file, measure
+from pipeline.compress.variants import Compressed, compress
+from pipeline.data import DataHandle
+from pipeline.export import export_stage
+from pipeline.export.parity import parity_stage
+from pipeline.model import PROGRAM, REFERENCE, model_stage
+from pipeline.stage import Progress, StageResult, Workspace
+from profiles.errors import DeviceError, StageError
+from profiles.recipe import Recipe
+from profiles.records import Artifact, Measurement, Parity
+
+SUMMARY = "run.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Something that did not work while the rest went on: where, what, and why."""
+
+    stage: str
+    what: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """An artifact and its parity."""
+
+    artifact: Artifact
+    parity: Parity
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """What a run came to.
+
+    Args:
+        name: of the model.
+        accuracy: of the uncompressed model on the test split, as a fraction.
+        parameters: number of its parameters.
+        measurements: of its variants, one per artifact and device.
+        search: what the search found, as plain data, or ``None`` without one.
+        failures: what did not work.
+    """
+
+    name: str
+    accuracy: float
+    parameters: int
+    measurements: tuple[Measurement, ...]
+    search: dict[str, Any] | None
+    failures: tuple[Failure, ...]
+
+
+def run(
+    recipe: Recipe,
+    root: Path,
+    *,
+    import_from: Path | None = None,
+    progress: Progress = lambda text: None,
+) -> RunSummary:
+    """Do everything a recipe asks for; what is done already is not done again.
+
+    Args:
+        recipe: see :mod:`profiles.recipe`.
+        root: the workspace's folder.
+        import_from: a folder in which the recipe's import paths are looked up first.
+        progress: called with a line of text when something begins or moves on.
+
+    Raises:
+        UsageError: the recipe, its model or its data cannot be used; nothing was measured.
+        EdgeError: a stage that everything else needs failed.  What fails for one format or one
+            device alone is in the summary's ``failures``.
+    """
+    devices = pick_devices(recipe)
+    failures: list[Failure] = []
+    with importing_from(import_from), open_workspace(root, progress) as workspace:
+        data = DataHandle(recipe.data)
+        model = model_stage(workspace, recipe, data)
+        compressed = compress_all(workspace, recipe, model, data, failures)
+        checked = export_all(workspace, recipe, compressed, model, data, failures)
+        for device in devices:
+            measure_all(workspace, recipe, checked, device, data, failures)
+        found = _search(workspace, recipe, data, devices, failures)
+        summary = RunSummary(
+            name=recipe.name,
+            accuracy=model.value["accuracy"],
+            parameters=model.value["parameters"],
+            measurements=tuple(_own_measurements(workspace, checked)),
+            search=found,
+            failures=tuple(failures),
+        )
+        _write_summary(workspace, summary)
+    return summary
+
+
+def pick_devices(recipe: Recipe) -> list[Device]:
+    """The recipe's devices, from its inventory.
+
+    Raises:
+        UsageError: if the inventory cannot be read or lacks one of them.
+    """
+    inventory = load_inventory(recipe.inventory)
+    return [inventory.find(name) for name in recipe.devices]
+
+
+@contextmanager
+def open_workspace(root: Path, progress: Progress) -> Iterator[Workspace]:
+    """A workspace, given back on any way out."""
+    workspace = Workspace.open(root, progress)
+    try:
+        yield workspace
+    finally:
+        workspace.close()
+
+
+@contextmanager
+def importing_from(folder: Path | None) -> Iterator[None]:
+    """Look modules up in ``folder`` first."""
+    if folder is None:
+        yield
+        return
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+
+
+def compress_all(
+    workspace: Workspace,
+    recipe: Recipe,
+    model: StageResult,
+    data: DataHandle,
+    failures: list[Failure],
+) -> list[Compressed]:
+    """Every variant for every format; what a method cannot do is added to ``failures``."""
+    compressed = []
+    for variant in recipe.variants:
+        for format_ in recipe.formats:
+            try:
+                compressed.append(
+                    compress(
+                        workspace,
+                        variant,
+                        format_,
+                        model.folder / PROGRAM,
+                        model.folder / REFERENCE,
+                        data,
+                    )
+                )
+            except StageError as error:
+                failures.append(Failure("compress", f"{variant.name} {format_}", str(error)))
+    return compressed
+
+
+def export_all(
+    workspace: Workspace,
+    recipe: Recipe,
+    compressed: Sequence[Compressed],
+    model: StageResult,
+    data: DataHandle,
+    failures: list[Failure],
+) -> list[Checked]:
+    """Export and check each; a format that cannot express one is added to ``failures``."""
+    checked = []
+    for item in compressed:
+        try:
+            artifact = export_stage(
+                workspace,
+                item.program,
+                item.format,
+                model=recipe.name,
+                variant=item.variant,
+                dtype=item.dtype,
+                details=item.details,
+            )
+            parity = parity_stage(
+                workspace,
+                artifact,
+                getattr(recipe.tolerances, item.dtype),
+                data,
+                item.reference,
+                model.folder / REFERENCE,
+            )
+        except StageError as error:
+            failures.append(Failure("export", f"{item.variant} {item.format}", str(error)))
+            continue
+        workspace.store.put_artifact(artifact, parity)
+        checked.append(Checked(artifact, parity))
+        if not parity.passed:
+            failures.append(Failure("parity", f"{item.variant} {item.format}", parity.reason))
+    return checked
+
+
+def measure_all(
+    workspace: Workspace,
+    recipe: Recipe,
+    checked: Sequence[Checked],
+    device: Device,
+    data: DataHandle,
+    failures: list[Failure],
+) -> None:
+    """Measure what passed parity on one device; what goes wrong is added to ``failures``."""
+    sample = input_file(workspace, data.arrays.test.x[:1])
+    subjects = [Subject(item.artifact, (sample,)) for item in checked if item.parity.passed]
+    names = {s.artifact.sha256: f"{s.artifact.variant} {s.artifact.format}" for s in subjects}
+    try:
+        trials = measure(workspace, device, subjects, recipe.measure)
+    except DeviceError as error:
+        failures.append(Failure("measure", device.id, str(error)))
+        return
+    failures += [
+        Failure("measure", f"{names[trial.artifact_sha256]} on {device.id}", trial.reason)
+        for trial in trials
+        if trial.status != "accepted"
+    ]
+
+
+def search_alone(
+    recipe: Recipe,
+    root: Path,
+    *,
+    import_from: Path | None = None,
+    progress: Progress = lambda text: None,
+) -> dict[str, Any]:
+    """Only the search of a recipe, as plain data; arguments and errors as for :func:`run`."""
+    from pipeline.search.loop import result_to_json, search
+
+    device = search_device(recipe, pick_devices(recipe))
+    with importing_from(import_from), open_workspace(root, progress) as workspace:
+        return result_to_json(search(workspace, recipe, DataHandle(recipe.data), device))
+
+
+def table_alone(
+    recipe: Recipe,
+    root: Path,
+    *,
+    import_from: Path | None = None,
+    progress: Progress = lambda text: None,
+) -> Path:
+    """Only the latency table of a recipe's search space; arguments and errors as for :func:`run`.
+
+    Returns:
+        The table's file.
+    """
+    from pipeline.search.loop import table_of, table_path
+
+    device = search_device(recipe, pick_devices(recipe))
+    with importing_from(import_from), open_workspace(root, progress) as workspace:
+        table_of(workspace, recipe, device)
+        return table_path(workspace, recipe, device)
+
+
+def _search(
+    workspace: Workspace,
+    recipe: Recipe,
+    data: DataHandle,
+    devices: Sequence[Device],
+    failures: list[Failure],
+) -> dict[str, Any] | None:
+    if recipe.search is None:
+        return None
+    from pipeline.search.loop import result_to_json, search
+
+    try:
+        result = search(workspace, recipe, data, search_device(recipe, devices))
+    except (StageError, DeviceError) as error:
+        failures.append(Failure("search", recipe.search.format, str(error)))
+        return None
+    failures += [Failure("search", "candidate", reason) for reason in result.failures]
+    return result_to_json(result)
+
+
+def search_device(recipe: Recipe, devices: Sequence[Device]) -> Device:
+    """The device a recipe searches for: the one it names, else its first."""
+    wanted = recipe.search.device if recipe.search else None
+    if wanted is None:
+        return devices[0]
+    return load_inventory(recipe.inventory).find(wanted)
+
+
+def _own_measurements(workspace: Workspace, checked: Sequence[Checked]) -> list[Measurement]:
+    own = {(item.artifact.sha256, item.artifact.model, item.artifact.variant) for item in checked}
+    return [
+        m for m in workspace.store.measurements() if (m.artifact_sha256, m.model, m.variant) in own
+    ]
+
+
+def _write_summary(workspace: Workspace, summary: RunSummary) -> None:
+    plain = asdict(summary)
+    del plain["measurements"]  # the store has them
+    aside = workspace.root / f".partial-{SUMMARY}"
+    aside.write_text(json.dumps(plain, indent=2) + "\n")
+    aside.replace(workspace.root / SUMMARY)

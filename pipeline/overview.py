@@ -1,0 +1,117 @@
+"""A workspace's measurements side by side: speed-ups against FP32, and the Pareto front."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pipeline.flow import SUMMARY
+from profiles.errors import UsageError
+from profiles.records import Measurement
+from profiles.store import Store
+
+BASELINE = "fp32"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One measurement in context.
+
+    Args:
+        measurement: the measurement.
+        speedup: latency of the FP32 variant of the same model, format, device and condition over
+            this one's; above 1 is faster; ``None`` where either is unknown.
+        on_front: whether nothing measured on the same device and condition is at once at least as
+            accurate, as fast and as small, and better in one of them.
+    """
+
+    measurement: Measurement
+    speedup: float | None
+    on_front: bool
+
+
+def rows(measurements: Sequence[Measurement]) -> list[Row]:
+    """Measurements with their speed-up and their place relative to the front."""
+    baselines = {
+        _setting(m): m.median_ns for m in measurements if m.variant == BASELINE and m.median_ns
+    }
+    on_front: set[int] = set()
+    for place in {_place(m) for m in measurements}:
+        members = [m for m in measurements if _place(m) == place]
+        scored = [
+            (m, (-m.parity.accuracy, m.median_ns, m.size_bytes))
+            for m in members
+            if m.median_ns is not None and m.parity is not None
+        ]
+        on_front |= {id(scored[i][0]) for i in pareto_front([score for _, score in scored])}
+    result = []
+    for m in measurements:
+        baseline = baselines.get(_setting(m))
+        speedup = baseline / m.median_ns if baseline and m.median_ns else None
+        result.append(Row(m, speedup, id(m) in on_front))
+    return result
+
+
+def _setting(m: Measurement) -> tuple[Any, ...]:
+    return (m.model, m.format, *_place(m))
+
+
+def _place(m: Measurement) -> tuple[Any, ...]:
+    return (m.device, m.condition.threads, m.condition.core_mask, m.condition.mode)
+
+
+def pareto_front(scores: ArrayLike) -> NDArray[np.int64]:
+    """Indices of the rows of ``scores`` (n, objectives; less is better) that none dominates."""
+    matrix = np.asarray(scores, dtype=np.float64)
+    if matrix.size == 0:
+        return np.array([], dtype=np.int64)
+    no_worse = (matrix[:, None, :] <= matrix[None, :, :]).all(2)
+    better = (matrix[:, None, :] < matrix[None, :, :]).any(2)
+    dominated = (no_worse & better).any(0)
+    return np.flatnonzero(~dominated)
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """Everything a report shows of a workspace.
+
+    Args:
+        name: of the model, or the workspace's folder where nothing has been run to the end.
+        rows: of variants and candidates, not of blocks.
+        summary: what ``run.json`` holds, or an empty mapping.
+    """
+
+    name: str
+    rows: tuple[Row, ...]
+    summary: dict[str, Any]
+
+
+def overview(root: Path) -> Overview:
+    """Read a workspace.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    measured = read_measurements(root)
+    path = root / SUMMARY
+    summary = json.loads(path.read_text()) if path.exists() else {}
+    return Overview(summary.get("name", root.name), tuple(rows(measured)), summary)
+
+
+def read_measurements(root: Path, *, blocks: bool = False) -> list[Measurement]:
+    """The measurements in a workspace; those of table blocks only if asked for.
+
+    Raises:
+        UsageError: if there is no workspace.
+    """
+    database = root / "store.db"
+    if not database.exists():
+        raise UsageError(f"{root} is no workspace", f"device-lab run RECIPE --workspace {root}")
+    with Store(database) as store:
+        return [m for m in store.measurements() if blocks or m.role != "block"]

@@ -1,0 +1,1 @@
+"""Search: which sub-network, for which device; predicted by a table, then measured."""

@@ -1,0 +1,407 @@
+"""The loop that closes: search with the table, measure what it proposes, correct it, repeat."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from devices.inventory import Device
+from pipeline.campaign import Subject, input_file, measure
+from pipeline.data import DataHandle
+from pipeline.export import export_stage
+from pipeline.export.parity import parity_stage
+from pipeline.importing import load_object
+from pipeline.model import PROGRAM, REFERENCE, reference_outputs, save_program, trace
+from pipeline.search.blocks import measure_blocks
+from pipeline.search.evolve import Evolution, best_and_most_diverse, evolve
+from pipeline.stage import Stage, StageResult, Workspace, source_digest
+from pipeline.supernet.base import SuperNetwork, recalibrate, train_supernet
+from pipeline.training import logits_of, torch_threads
+from profiles.canonical import digest
+from profiles.errors import EdgeError, StageError, UsageError
+from profiles.recipe import Recipe, Search
+from profiles.space import Genomes
+from profiles.statistics import Agreement, summarise
+from profiles.table import LatencyTable
+
+_WEIGHTS = "weights.safetensors"
+_EVALUATION_BATCH = 256
+_SUPERNET_MODULES = ("pipeline.supernet", "pipeline.training")
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A sub-network that was proposed and measured.
+
+    Args:
+        round: in which it was proposed, from 1.
+        genome: in the table's space.
+        description: the same in words.
+        artifact_sha256: what was measured.
+        predicted_ns: by the table as it was before this round's measurements.
+        measured_ns, ci95_ns: on the device.
+        validation_accuracy: what the search saw.
+        accuracy: of the artifact itself, on the test split.
+        size_bytes: of the artifact.
+    """
+
+    round: int
+    genome: tuple[int, ...]
+    description: str
+    artifact_sha256: str
+    predicted_ns: float
+    measured_ns: float
+    ci95_ns: tuple[float, float] | None
+    validation_accuracy: float
+    accuracy: float
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """What a search found.
+
+    Args:
+        space_size: how many networks there are in the space.
+        evaluated: how many distinct ones the evolution scored.
+        table_path: the calibrated table.
+        candidates: all that were measured.
+        agreement: per round, predictions against measurements made after them.
+        failures: candidates that could not be measured, and why.
+    """
+
+    space_size: int
+    evaluated: int
+    table_path: Path
+    candidates: tuple[Candidate, ...]
+    agreement: tuple[Agreement, ...]
+    failures: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Ground:
+    """What every round of a search stands on."""
+
+    workspace: Workspace
+    recipe: Recipe
+    settings: Search
+    device: Device
+    data: DataHandle
+    network: SuperNetwork
+    supernet: StageResult
+
+
+def search(workspace: Workspace, recipe: Recipe, data: DataHandle, device: Device) -> SearchResult:
+    """Train the recipe's super-network, measure its blocks, and search it in rounds.
+
+    Args:
+        workspace: for stages, measurements and the table.
+        recipe: with a ``search``.
+        data: to train on and to judge by.
+        device: to search for.
+
+    Raises:
+        UsageError: if the recipe has no search.
+        StageError, DeviceError: as the stages say; what was done is kept.
+    """
+    settings = _settings(recipe)
+    trained = supernet_stage(workspace, recipe, settings, data)
+    network = _load_supernet(settings, trained.folder)
+    table = table_of(workspace, recipe, device, network)
+    ground = _Ground(workspace, recipe, settings, device, data, network, trained)
+    candidates: list[Candidate] = []
+    failures: list[str] = []
+    accuracies: dict[tuple[int, ...], float] = {}
+    for number in range(1, settings.rounds + 1):
+        evolution = _round(ground, table, number, accuracies, candidates)
+        found, failed = _verify(ground, table, number, evolution, candidates)
+        failures += failed
+        if found:
+            table = _learn(table, candidates, found, number)
+            candidates += found
+    path = table_path(workspace, recipe, device)
+    table.save(path)
+    return SearchResult(
+        space_size=network.space.size,
+        evaluated=len(accuracies),
+        table_path=path,
+        candidates=tuple(candidates),
+        agreement=table.validation,
+        failures=tuple(failures),
+    )
+
+
+def supernet_stage(
+    workspace: Workspace, recipe: Recipe, settings: Search, data: DataHandle
+) -> StageResult:
+    """Train the super-network on four fifths of the train split; ``weights.safetensors``."""
+    stage = Stage(
+        "supernet",
+        {
+            "supernet": settings.supernet,
+            "arguments": settings.arguments,
+            "code": source_digest(settings.supernet),
+            "train": settings.train.model_dump(),
+            "data": data.key,
+            "split": settings.seed,
+        },
+        _SUPERNET_MODULES,
+        ("torch", "numpy"),
+    )
+
+    def work(folder: Path) -> dict[str, Any]:
+        from safetensors.torch import save_model
+
+        torch.manual_seed(settings.train.seed)
+        network = _make_supernet(settings)
+        train, _ = data.arrays.search_splits(settings.seed)
+        train_supernet(network, train, settings.train, workspace.progress)
+        save_model(_module(network), str(folder / _WEIGHTS))
+        return {"space": network.space.size}
+
+    return workspace.run(stage, work)
+
+
+def table_of(
+    workspace: Workspace, recipe: Recipe, device: Device, network: SuperNetwork | None = None
+) -> LatencyTable:
+    """The recipe's latency table on a device, before any calibration; measured where needed.
+
+    Raises:
+        UsageError: if the recipe has no search.
+    """
+    settings = _settings(recipe)
+    table = measure_blocks(
+        workspace,
+        network or _make_supernet(settings),
+        settings,
+        device,
+        model=f"{recipe.name}-blocks",
+        code=digest([source_digest(settings.supernet), settings.arguments]),
+    )
+    path = table_path(workspace, recipe, device)
+    path.parent.mkdir(exist_ok=True)
+    if not path.exists():
+        table.save(path)
+    return table
+
+
+def table_path(workspace: Workspace, recipe: Recipe, device: Device) -> Path:
+    """Where the table of a recipe's search space on a device is kept."""
+    settings = _settings(recipe)
+    name = f"{device.id}-{settings.format}-{settings.threads}t.json"
+    return workspace.root / "tables" / name
+
+
+def _round(
+    ground: _Ground,
+    table: LatencyTable,
+    number: int,
+    accuracies: dict[tuple[int, ...], float],
+    measured: Sequence[Candidate],
+) -> Evolution:
+    """Evolve on (validation error, predicted latency); accuracies found are kept in a stage."""
+    settings, network = ground.settings, ground.network
+    train, validation = ground.data.arrays.search_splits(settings.seed)
+    stage = Stage(
+        "search-round",
+        {
+            "number": number,
+            "supernet": ground.supernet.key,
+            "table": table.sha256,
+            "settings": settings.model_dump(mode="json", exclude={"measure"}),
+            "measured": [candidate.genome for candidate in measured],
+        },
+        ("pipeline.search", "pipeline.supernet"),
+        ("pymoo", "torch", "numpy"),
+    )
+
+    def accuracy(genome: tuple[int, ...]) -> float:
+        if genome not in accuracies:
+            module = recalibrate(network.extract(np.array(genome)), train.x)
+            logits = logits_of(module, validation.x, _EVALUATION_BATCH)
+            accuracies[genome] = float(np.mean(logits.argmax(1) == validation.y))
+            ground.workspace.progress(
+                f"search: round {number}, {len(accuracies)} networks evaluated"
+            )
+        return accuracies[genome]
+
+    def objectives(genomes: Genomes) -> np.ndarray[Any, np.dtype[np.float64]]:
+        errors = [1 - accuracy(tuple(int(gene) for gene in genome)) for genome in genomes]
+        return np.column_stack([errors, table.predict_ns(genomes)])
+
+    def work(_: Path) -> dict[str, Any]:
+        start = [*network.extremes(), *(candidate.genome for candidate in measured)]
+        with torch_threads(settings.train.threads):
+            evolution = evolve(
+                network.space,
+                objectives,
+                population=settings.population,
+                generations=settings.generations,
+                seed=settings.seed + number,
+                start=np.array(start, dtype=np.int64),
+            )
+        return {
+            "genomes": evolution.genomes.tolist(),
+            "scores": evolution.scores.tolist(),
+            "accuracies": [[list(genome), value] for genome, value in accuracies.items()],
+        }
+
+    value = ground.workspace.run(stage, work).value
+    accuracies.update({tuple(genome): found for genome, found in value["accuracies"]})
+    return Evolution(np.array(value["genomes"], dtype=np.int64), np.array(value["scores"]))
+
+
+def _verify(
+    ground: _Ground,
+    table: LatencyTable,
+    number: int,
+    evolution: Evolution,
+    measured: Sequence[Candidate],
+) -> tuple[list[Candidate], list[str]]:
+    """Extract, export, check and measure this round's proposals on the device."""
+    known = {candidate.genome for candidate in measured}
+    picks = best_and_most_diverse(evolution, ground.settings.candidates, known)
+    predicted = table.predict_ns(evolution.genomes[picks])
+    ready: list[tuple[int, Subject, float]] = []
+    failures = []
+    for place, pick in enumerate(picks):
+        genome = evolution.genomes[pick]
+        try:
+            subject, accuracy = _prepare(ground, genome)
+        except EdgeError as error:
+            failures.append(f"{ground.network.space.describe(genome)}: {error}")
+            continue
+        ready.append((place, subject, accuracy))
+    settings = ground.settings.measure.model_copy(update={"threads": (ground.settings.threads,)})
+    subjects = [subject for _, subject, _ in ready]
+    trials = {
+        trial.artifact_sha256: trial
+        for trial in measure(ground.workspace, ground.device, subjects, settings)
+    }
+    candidates = []
+    for place, subject, accuracy in ready:
+        trial = trials[subject.artifact.sha256]
+        genome = evolution.genomes[picks[place]]
+        description = ground.network.space.describe(genome)
+        if trial.status != "accepted":
+            failures.append(f"{description}: {trial.reason}")
+            continue
+        summary = summarise([run.samples_ns for run in trial.runs if run.complete])
+        candidates.append(
+            Candidate(
+                round=number,
+                genome=tuple(int(gene) for gene in genome),
+                description=description,
+                artifact_sha256=subject.artifact.sha256,
+                predicted_ns=float(predicted[place]),
+                measured_ns=summary.median_ns,
+                ci95_ns=summary.ci95_ns,
+                validation_accuracy=1 - float(evolution.scores[picks[place], 0]),
+                accuracy=accuracy,
+                size_bytes=subject.artifact.size_bytes,
+            )
+        )
+    return candidates, failures
+
+
+def _prepare(ground: _Ground, genome: Genomes) -> tuple[Subject, float]:
+    """One sub-network as a checked artifact, and that artifact's accuracy on the test split.
+
+    Raises:
+        StageError: if it cannot be exported or fails parity.
+    """
+    workspace, data = ground.workspace, ground.data.arrays
+    stage = Stage(
+        "candidate",
+        {"supernet": ground.supernet.key, "genome": genome.tolist(), "split": ground.settings.seed},
+        ("pipeline.supernet", "pipeline.model"),
+        ("torch",),
+    )
+
+    def work(folder: Path) -> dict[str, Any]:
+        train, _ = data.search_splits(ground.settings.seed)
+        module = recalibrate(ground.network.extract(genome), train.x)
+        program = trace(module, torch.from_numpy(data.test.x[:1]))
+        save_program(program, folder / PROGRAM)
+        reference = reference_outputs(program, data.test.x)
+        np.save(folder / REFERENCE, reference, allow_pickle=False)
+        return {}
+
+    extracted = workspace.run(stage, work)
+    artifact = export_stage(
+        workspace,
+        extracted.folder / PROGRAM,
+        ground.settings.format,
+        model=f"{ground.recipe.name}-search",
+        variant=ground.network.space.describe(genome),
+        dtype="float32",
+        role="candidate",
+    )
+    reference = extracted.folder / REFERENCE
+    parity = parity_stage(
+        workspace,
+        artifact,
+        ground.recipe.tolerances.float32,
+        ground.data,
+        reference,
+        reference,
+    )
+    workspace.store.put_artifact(artifact, parity)
+    if not parity.passed:
+        raise StageError(f"parity: {parity.reason}")
+    return Subject(artifact, (input_file(workspace, data.test.x[:1]),)), parity.accuracy
+
+
+def _learn(
+    table: LatencyTable, before: Sequence[Candidate], found: Sequence[Candidate], number: int
+) -> LatencyTable:
+    """Judge the table by what it had not seen, then calibrate it with everything."""
+    new = np.array([candidate.genome for candidate in found])
+    table = table.validated(
+        new, [candidate.measured_ns for candidate in found], f"search candidates, round {number}"
+    )
+    everything = [*before, *found]
+    return table.calibrated(
+        np.array([candidate.genome for candidate in everything]),
+        [candidate.measured_ns for candidate in everything],
+    )
+
+
+def _settings(recipe: Recipe) -> Search:
+    if recipe.search is None:
+        raise UsageError("the recipe has no search", "add one, see pipeline/examples/digits.yaml")
+    return recipe.search
+
+
+def _make_supernet(settings: Search) -> SuperNetwork:
+    network: SuperNetwork = load_object(settings.supernet)(**settings.arguments)
+    _module(network)
+    return network
+
+
+def _load_supernet(settings: Search, folder: Path) -> SuperNetwork:
+    from safetensors.torch import load_model
+
+    network = _make_supernet(settings)
+    load_model(_module(network), str(folder / _WEIGHTS))
+    return network
+
+
+def _module(network: SuperNetwork) -> nn.Module:
+    if not isinstance(network, nn.Module):
+        raise UsageError("a super-network's factory returns a torch module")
+    return network
+
+
+def result_to_json(result: SearchResult) -> dict[str, Any]:
+    """The result as plain data; paths as text."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(result), default=str))
+    return plain

@@ -1,0 +1,1 @@
+"""Super-networks: one set of weights that holds many networks."""

@@ -1,0 +1,313 @@
+"""The recipe: what to do with a model, as one YAML file.
+
+Every relative path starts at the recipe's folder; ``${NAME}`` in a path is replaced by the
+environment variable.  All mistakes are reported together, each with its key.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from string import Template
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
+
+from profiles.config import Config, parse, read_yaml
+from profiles.errors import UsageError
+from profiles.records import FORMATS, ArtifactFormat, Plan
+
+_IMPORT_PATH = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+
+
+def _import_path(value: str) -> str:
+    if not _IMPORT_PATH.match(value):
+        raise ValueError(f"{value!r} is not of the form package.module:function")
+    return value
+
+
+def _expand(path: Path, info: ValidationInfo) -> Path:
+    try:
+        text = Template(str(path)).substitute(os.environ)
+    except KeyError as error:
+        raise ValueError(f"the environment variable {error.args[0]} is not set") from error
+    except ValueError:
+        raise ValueError(f"{path} has a '$' that names no variable") from None
+    folder: Path = (info.context or {}).get("folder") or Path()
+    return (folder / Path(text).expanduser()).absolute()
+
+
+def _existing_file(path: Path, info: ValidationInfo) -> Path:
+    full = _expand(path, info)
+    if not full.is_file():
+        raise ValueError(f"there is no file {full}")
+    return full
+
+
+def _existing_folder(path: Path, info: ValidationInfo) -> Path:
+    full = _expand(path, info)
+    if not full.is_dir():
+        raise ValueError(f"there is no folder {full}")
+    return full
+
+
+ImportPath = Annotated[str, AfterValidator(_import_path)]
+InputFile = Annotated[Path, AfterValidator(_existing_file)]
+InputFolder = Annotated[Path, AfterValidator(_existing_folder)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(gt=0)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
+class Weights(Config):
+    """A file of weights: safetensors, or a state dict that loads with ``weights_only=True``.
+
+    ``key`` picks one entry of a checkpoint, ``strip_prefix`` is removed from each name.
+    """
+
+    file: InputFile
+    key: str | None = None
+    strip_prefix: str = ""
+
+
+class Training(Config):
+    """How to train a classifier on the train split (AdamW, one cycle, cross-entropy).
+
+    ``threads`` are PyTorch's: sums depend on their number, so it is part of what makes a training
+    repeatable; more than one pays for large networks on an idle machine only.
+    """
+
+    epochs: Count = 10
+    batch_size: Count = 64
+    learning_rate: Annotated[float, Field(gt=0)] = 0.003
+    seed: int = 0
+    threads: Count = 1
+
+
+class ModelSource(Config):
+    """Where the model comes from: exactly one of ``factory``, ``program`` and ``timm``."""
+
+    factory: ImportPath | None = None
+    program: InputFile | None = None
+    timm: str | None = None
+    arguments: dict[str, Any] = {}
+    weights: Weights | None = None
+    train: Training | None = None
+
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        return {"file": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ModelSource:
+        if sum(source is not None for source in (self.factory, self.program, self.timm)) != 1:
+            raise ValueError("name exactly one of factory, program and timm")
+        if self.program and (self.weights or self.train or self.arguments):
+            raise ValueError("a program brings its weights: no weights, train or arguments")
+        return self
+
+
+class NpzData(Config):
+    """``.npz`` files with arrays ``x`` and ``y``; ``x`` is uint8 or float, NHWC or NCHW."""
+
+    train: InputFile
+    test: InputFile
+    layout: Literal["nhwc", "nchw"] = "nhwc"
+
+
+class FolderData(Config):
+    """Folders of images: one folder per class under ``train`` and ``test``, classes by name."""
+
+    train: InputFolder
+    test: InputFolder
+    size: tuple[Count, Count]
+
+
+class DataSource(Config):
+    """Where the data come from: exactly one of ``factory``, ``npz`` and ``folder``.
+
+    A factory is called with ``split="train"`` or ``"test"`` and yields ``(x, y)`` batches, ``x``
+    float32 NCHW ready for the model.  ``mean`` and ``std`` (one number per channel, on a scale of
+    0 to 1) normalise images from files.
+    """
+
+    factory: ImportPath | None = None
+    arguments: dict[str, Any] = {}
+    npz: NpzData | None = None
+    folder: FolderData | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    calibration: Annotated[int, Field(ge=1)] = 128
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataSource:
+        if sum(source is not None for source in (self.factory, self.npz, self.folder)) != 1:
+            raise ValueError("name exactly one of factory, npz and folder")
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std go together")
+        return self
+
+
+class Variant(Config):
+    """One compressed version of the model; a bare name in the recipe is a method with defaults.
+
+    ``sparsity`` is the share of weights set to zero by ``sparse``.
+    """
+
+    name: Name
+    method: Literal["fp32", "int8", "sparse"]
+    sparsity: Fraction | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"name": value, "method": value}
+        if isinstance(value, dict) and "method" not in value and "name" in value:
+            return {**value, "method": value["name"]}
+        return value
+
+    @model_validator(mode="after")
+    def _own_settings(self) -> Variant:
+        if self.sparsity is not None and self.method != "sparse":
+            raise ValueError(f"sparsity has no meaning for the method {self.method}")
+        return self
+
+
+class Tolerance(Config):
+    """What parity demands of an artifact of one data type.
+
+    ``max_abs_error`` is a share of the largest reference output, so that it means the same for
+    logits of any scale.
+    """
+
+    max_abs_error: Annotated[float, Field(gt=0)]
+    cosine: Fraction
+    top1_agreement: Annotated[float, Field(ge=0, le=1)]
+
+
+class Tolerances(Config):
+    """Tolerances per data type."""
+
+    float32: Tolerance = Tolerance(max_abs_error=1e-3, cosine=0.9999, top1_agreement=0.995)
+    int8: Tolerance = Tolerance(max_abs_error=0.5, cosine=0.98, top1_agreement=0.9)
+
+
+class Measure(Config):
+    """How often to measure: runs (fresh processes) of iterations each, per thread count."""
+
+    runs: Annotated[int, Field(ge=3)] = 5
+    iterations: Count = 200
+    warmup_iterations: Count = 20
+    warmup_seconds: Annotated[float, Field(ge=0)] = 0.2
+    threads: tuple[Count, ...] = (1,)
+    seed: int = 0
+
+    def plan(self) -> Plan:
+        """The same as a plan."""
+        return Plan(
+            runs=self.runs,
+            iterations=self.iterations,
+            warmup_iterations=self.warmup_iterations,
+            warmup_ns=round(self.warmup_seconds * 1e9),
+            seed=self.seed,
+        )
+
+
+class Search(Config):
+    """An elastic network, trained once, searched with a table measured on one device.
+
+    Args:
+        supernet: import path of a factory of an elastic network.
+        train: how to train it.
+        format: which format (and so which runtime) the table and the search are for.
+        device: id of the device; the recipe's first where none is named.
+        threads: for the table and the candidates.
+        measure: how often to measure blocks and candidates.
+        population, generations: of the evolution, each round.
+        candidates: networks measured whole on the device in each round.
+        rounds: how often to search, measure and calibrate.
+        seed: of everything random in it.
+    """
+
+    supernet: ImportPath
+    arguments: dict[str, Any] = {}
+    train: Training = Training(epochs=20)
+    format: ArtifactFormat = "onnx"
+    device: str | None = None
+    threads: Count = 1
+    measure: Measure = Measure()
+    population: Annotated[int, Field(ge=4)] = 40
+    generations: Count = 15
+    candidates: Annotated[int, Field(ge=2)] = 5
+    rounds: Count = 2
+    seed: int = 0
+
+
+class Recipe(Config):
+    """Everything ``device-lab run`` does.
+
+    Args:
+        name: of the model, in every row of results.
+        model, data: what to compress, and with what to calibrate and to judge it.
+        variants: compressed versions.
+        formats: what to export each of them to.
+        tolerances: for parity.
+        inventory: a ``devices.yaml``.
+        devices: ids of the devices to measure on.
+        measure: how often.
+        search: the elastic network and its search, if any.
+    """
+
+    name: Name
+    model: ModelSource
+    data: DataSource
+    variants: tuple[Variant, ...] = (Variant(name="fp32", method="fp32"),)
+    formats: tuple[ArtifactFormat, ...] = FORMATS
+    tolerances: Tolerances = Tolerances()
+    inventory: Annotated[Path, AfterValidator(_expand)] = Path("devices.yaml")
+    devices: Annotated[tuple[str, ...], Field(min_length=1)]
+    measure: Measure = Measure()
+    search: Search | None = None
+
+    @field_validator("variants")
+    @classmethod
+    def _distinct(cls, variants: tuple[Variant, ...]) -> tuple[Variant, ...]:
+        names = [variant.name for variant in variants]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if not names or twice:
+            raise ValueError(f"names must differ: {', '.join(twice)}" if twice else "name one")
+        return variants
+
+
+def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        path: the YAML file.
+        overrides: ``key.of.setting=value`` texts, applied before validation; values are YAML.
+
+    Raises:
+        UsageError: if it cannot be read.
+        ConfigError: lists all its mistakes.
+    """
+    data = read_yaml(path)
+    for override in overrides:
+        _override(data, override)
+    return parse(Recipe, data, str(path), path.absolute().parent)
+
+
+def _override(data: Any, override: str) -> None:
+    import yaml
+
+    key, found, value = override.partition("=")
+    *parents, last = key.split(".")
+    if not found or not all([*parents, last]):
+        raise UsageError(f"--set {override}: is not of the form key.of.setting=value")
+    for parent in parents:
+        data = data.setdefault(parent, {}) if isinstance(data, dict) else None
+    if not isinstance(data, dict):
+        raise UsageError(f"--set {override}: {'.'.join(parents)} is not a mapping")
+    data[last] = yaml.safe_load(value)

@@ -1,0 +1,253 @@
+"""The types everything speaks: what was built, where it ran, how, and what came out.
+
+All are frozen; data flow one way.  Raw samples are ``int64`` nanoseconds, in the order taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+Samples = NDArray[np.int64]
+
+#: What an artifact is there for: a whole compressed model, one block of a latency table, or a
+#: sub-network that a search proposed.
+Role = Literal["variant", "block", "candidate"]
+ArtifactFormat = Literal["executorch", "onnx", "tflite"]
+FORMATS: tuple[ArtifactFormat, ...] = get_args(ArtifactFormat)
+
+#: The runtime that executes each format, by the name used in records and on the command line.
+RUNTIME_OF: Mapping[ArtifactFormat, str] = {
+    "executorch": "executorch",
+    "onnx": "onnxruntime",
+    "tflite": "litert",
+}
+#: The ending of each format's file, as the runtimes' own tools write it.
+SUFFIX_OF: Mapping[ArtifactFormat, str] = {
+    "executorch": ".pte",
+    "onnx": ".onnx",
+    "tflite": ".tflite",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One input or output of an artifact: name, fixed shape, numpy name of the element type."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class Io:
+    """What an artifact takes and gives, in positional order."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Io:
+        """The inverse of the canonical JSON form."""
+
+        def specs(items: Any) -> tuple[TensorSpec, ...]:
+            return tuple(TensorSpec(i["name"], tuple(i["shape"]), i["dtype"]) for i in items)
+
+        return cls(specs(value["inputs"]), specs(value["outputs"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A deployable file; immutable, its bytes live under their own sha256.
+
+    Args:
+        sha256: of the file's bytes, hex.
+        format: which runtime it is for.
+        path: where the bytes are on this host.
+        size_bytes: length of the file.
+        io: inputs and outputs.
+        model: name of the model it was made from.
+        variant: how it was compressed, by its name in the recipe (``fp32``, ``int8``...).
+        dtype: ``float32`` or ``int8``: which tolerances apply.
+        recipe_key: key of the stage that made it.
+        parent: sha256 of the exported program it was lowered from.
+        role: what it is there for.
+        toolchain: versions of the packages that made it.
+        details: what the compression recorded (calibration, sparsity...).
+    """
+
+    sha256: str
+    format: ArtifactFormat
+    path: Path
+    size_bytes: int
+    io: Io
+    model: str
+    variant: str
+    dtype: str
+    recipe_key: str
+    parent: str
+    role: Role = "variant"
+    toolchain: Mapping[str, str] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def runtime(self) -> str:
+        """Name of the runtime that executes this artifact."""
+        return RUNTIME_OF[self.format]
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """How far an artifact's outputs are from its PyTorch reference, on real inputs.
+
+    Args:
+        passed: whether every figure is within the tolerance of the artifact's data type.
+        reason: which figure is not, or empty.
+        n: number of inputs compared.
+        max_abs_error: largest absolute difference of any output element.
+        cosine: mean cosine similarity of the outputs.
+        top1_agreement: share of inputs on which both rank the same class first.
+        accuracy: the artifact's own top-1 accuracy.
+        reference_accuracy: the uncompressed model's top-1 accuracy on the same inputs.
+        accuracy_drop_ci95: paired 95 % interval of reference minus artifact accuracy.
+    """
+
+    passed: bool
+    reason: str
+    n: int
+    max_abs_error: float
+    cosine: float
+    top1_agreement: float
+    accuracy: float
+    reference_accuracy: float
+    accuracy_drop_ci95: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """How something was measured; part of every key.
+
+    Args:
+        threads: threads the runtime was told to use.
+        core_mask: hexadecimal affinity mask, or ``None`` for the scheduler's choice.
+        mode: ``as-shipped`` (nothing on the device was changed) or ``pinned``.
+        governor: cpufreq governor found on the device, or ``unknown``.
+        power_source: ``mains``, ``battery`` or ``unknown``.
+    """
+
+    threads: int = 1
+    core_mask: str | None = None
+    mode: str = "as-shipped"
+    governor: str = "unknown"
+    power_source: str = "unknown"
+
+    def requested(self) -> dict[str, Any]:
+        """The part that is asked for before the device has been looked at."""
+        return {"threads": self.threads, "core_mask": self.core_mask, "mode": self.mode}
+
+    def describe(self) -> str:
+        """The condition in a few words, for tables."""
+        cores = "" if self.core_mask is None else f" cores {self.core_mask}"
+        return f"{self.threads} thread{'s' if self.threads > 1 else ''}{cores} {self.mode}"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How often something is measured: runs (fresh processes) of iterations each.
+
+    Args:
+        runs: fresh processes per artifact.
+        iterations: timed calls per run, after warm-up.
+        warmup_iterations: at least so many calls before them,
+        warmup_ns: and at least this long.
+        seed: of the order in which artifacts take turns.
+    """
+
+    runs: int = 5
+    iterations: int = 200
+    warmup_iterations: int = 20
+    warmup_ns: int = 200_000_000
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One fresh process on the device that measured one artifact.
+
+    Args:
+        number: 0 for the first of its trial.
+        complete: whether the process ended by itself; what an interrupted run had delivered is
+            kept, and never averaged in.
+        warmup_ns, samples_ns: every call, in the order made.
+        load_ns: from opening the file to a model ready to run; ``None`` if it never was.
+        first_ns: the first call.
+        peak_bytes: the process' high-water mark (VmHWM), or ``None`` where several artifacts
+            shared the process or the device does not tell.
+        environment: what the device said of itself before and after (load, frequencies...).
+    """
+
+    number: int
+    complete: bool
+    warmup_ns: Samples
+    samples_ns: Samples
+    load_ns: int | None
+    first_ns: int | None
+    peak_bytes: int | None
+    environment: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One artifact's part of a visit to a device: the raw material of a measurement."""
+
+    key: str
+    artifact_sha256: str
+    device_id: str
+    transport: str
+    runtime: str
+    condition: Condition
+    plan: Plan
+    runtime_version: str = "unknown"
+    delegates: tuple[str, ...] = ()
+    emulated: bool = False
+    status: str = "open"
+    reason: str = ""
+    runs: tuple[Run, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """Statistics over a trial's runs, with an interval and a verdict.
+
+    ``median_ns`` and everything beside it are ``None`` where nothing was accepted or measured:
+    unknown is unknown, never 0.
+    """
+
+    artifact_sha256: str
+    model: str
+    variant: str
+    role: str
+    format: str
+    runtime: str
+    runtime_version: str
+    device: str
+    emulated: bool
+    transport: str
+    condition: Condition
+    status: str
+    reason: str
+    n: int
+    runs: int
+    median_ns: float | None
+    ci95_ns: tuple[float, float] | None
+    p90_ns: float | None
+    load_ns: float | None
+    first_ns: float | None
+    peak_bytes: int | None
+    size_bytes: int
+    parity: Parity | None

@@ -1,0 +1,287 @@
+"""The store of measurements: one SQLite file per workspace.
+
+Every write is one transaction, in write-ahead mode with a full sync on commit, so a kill at any
+moment leaves the rows that were committed and nothing else.  A :class:`Store` may be used by one
+thread at a time; several processes may hold one each on the same file, readers never block.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from sqlalchemy import Engine, create_engine, event, select
+from sqlalchemy.exc import DatabaseError
+from sqlalchemy.orm import Session, selectinload
+
+from profiles.canonical import digest
+from profiles.errors import StoreError
+from profiles.measurements import conclude
+from profiles.records import Artifact, Condition, Io, Measurement, Parity, Plan, Run, Samples, Trial
+from profiles.schema import ArtifactRow, RunRow, TrialRow
+
+BUSY_TIMEOUT_S = 30
+_LITTLE_ENDIAN_INT64 = np.dtype("<i8")
+
+
+def trial_key(
+    artifact_sha256: str, device_id: str, runtime: str, condition: Condition, plan: Plan
+) -> str:
+    """The key under which a trial is measured once: what, where, by what, how, how often."""
+    return digest(["trial-1", artifact_sha256, device_id, runtime, condition.requested(), plan])
+
+
+class Store:
+    """Artifacts, trials and their raw samples.
+
+    Args:
+        path: the SQLite file; made, with its folder, where there is none, and migrated to the
+            current schema where it is older.
+
+    Raises:
+        StoreError: if the file is no store, or was written by a newer edgeloop.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_TIMEOUT_S})
+        event.listen(self._engine, "connect", _configure_connection)
+        try:
+            _migrate(self._engine, path)
+        except DatabaseError as error:
+            raise StoreError(
+                f"{path} cannot be opened as a store: {error.orig}", "name another workspace"
+            ) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._engine.dispose()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Session]:
+        with Session(self._engine) as session, session.begin():
+            yield session
+
+    def put_artifact(self, artifact: Artifact, parity: Parity | None = None) -> None:
+        """Record an artifact, and its parity where it is known; an earlier record is replaced."""
+        row = ArtifactRow(
+            sha256=artifact.sha256,
+            model=artifact.model,
+            variant=artifact.variant,
+            role=artifact.role,
+            format=artifact.format,
+            size_bytes=artifact.size_bytes,
+            io=_json(artifact.io),
+            dtype=artifact.dtype,
+            recipe_key=artifact.recipe_key,
+            parent=artifact.parent,
+            toolchain=dict(artifact.toolchain),
+            details=dict(artifact.details),
+            parity=None if parity is None else _json(parity),
+        )
+        with self._transaction() as session:
+            session.merge(row)
+
+    def open_trial(self, trial: Trial) -> Trial:
+        """Begin a trial, or take it up again: its runs so far come back with it.
+
+        What the device says of itself (runtime version, delegates) is brought up to date.
+        """
+        with self._transaction() as session:
+            row = session.get(TrialRow, trial.key)
+            if row is None:
+                row = TrialRow(key=trial.key, started_utc=_now(), status="open", reason="")
+                session.add(row)
+            elif row.status == "failed":
+                row.status, row.reason = "open", ""
+            row.artifact_sha256 = trial.artifact_sha256
+            row.device_id = trial.device_id
+            row.transport = trial.transport
+            row.runtime = trial.runtime
+            row.runtime_version = trial.runtime_version
+            row.delegates = list(trial.delegates)
+            row.emulated = trial.emulated
+            row.condition = _json(trial.condition)
+            row.plan = _json(trial.plan)
+            session.flush()
+            return _trial(row)
+
+    def add_run(self, key: str, run: Run) -> None:
+        """Append one run to an open trial.
+
+        Raises:
+            StoreError: if there is no such trial, or it is closed, or has that run.
+        """
+        with self._transaction() as session:
+            row = session.get(TrialRow, key)
+            if row is None or row.status != "open":
+                raise StoreError(f"trial {key[:12]} is not open: a run cannot be added")
+            if any(present.number == run.number for present in row.runs):
+                raise StoreError(f"trial {key[:12]} already has run {run.number}")
+            session.add(
+                RunRow(
+                    trial_key=key,
+                    number=run.number,
+                    complete=run.complete,
+                    warmup_ns=_blob(run.warmup_ns),
+                    samples_ns=_blob(run.samples_ns),
+                    load_ns=run.load_ns,
+                    first_ns=run.first_ns,
+                    peak_bytes=run.peak_bytes,
+                    environment=dict(run.environment),
+                    finished_utc=_now(),
+                )
+            )
+
+    def close_trial(self, key: str, status: str, reason: str = "") -> None:
+        """End a trial with a status: ``accepted``, ``refused`` or ``failed`` and why."""
+        with self._transaction() as session:
+            row = session.get(TrialRow, key)
+            if row is None:
+                raise StoreError(f"there is no trial {key[:12]} to close")
+            row.status, row.reason = status, reason
+
+    def trials(self, keys: Sequence[str] | None = None) -> list[Trial]:
+        """The trials with these keys, or all, in the order they were begun."""
+        query = (
+            select(TrialRow)
+            .options(selectinload(TrialRow.runs))
+            .order_by(TrialRow.started_utc, TrialRow.key)
+        )
+        with Session(self._engine) as session:
+            rows = session.scalars(query if keys is None else query.where(TrialRow.key.in_(keys)))
+            return [_trial(row) for row in rows]
+
+    def measurements(self, keys: Sequence[str] | None = None) -> list[Measurement]:
+        """What the trials with these keys, or all, say; one for each model and variant.
+
+        An artifact that failed parity is listed too, as ``refused`` and without a latency.
+        """
+        with Session(self._engine) as session:
+            artifacts = list(session.scalars(select(ArtifactRow)))
+        by_sha: dict[str, list[Trial]] = {}
+        for trial in self.trials(keys):
+            by_sha.setdefault(trial.artifact_sha256, []).append(trial)
+        found: list[Measurement] = []
+        for row in artifacts:
+            parity = None if row.parity is None else _parity(row.parity)
+            trials: Sequence[Trial | None] = by_sha.get(row.sha256, [])
+            if not trials and keys is None and parity is not None and not parity.passed:
+                trials = [None]
+            found += [conclude(trial, parity, row) for trial in trials]
+        return sorted(found, key=lambda m: (m.model, m.device, m.variant, m.format))
+
+    def artifact_io(self, sha256: str) -> Io:
+        """Inputs and outputs of an artifact.
+
+        Raises:
+            StoreError: if it is not recorded here.
+        """
+        with Session(self._engine) as session:
+            row = session.scalars(select(ArtifactRow).where(ArtifactRow.sha256 == sha256)).first()
+        if row is None:
+            raise StoreError(f"no artifact {sha256[:12]} in {self.path}")
+        return Io.from_json(row.io)
+
+
+def _configure_connection(connection: Any, _record: Any) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.close()
+
+
+def _migrate(engine: Engine, path: Path) -> None:
+    from alembic import command
+    from alembic.config import Config
+    from alembic.runtime.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+
+    config = Config()
+    config.set_main_option("script_location", "profiles:migrations")
+    config.set_main_option("path_separator", "os")
+    scripts = ScriptDirectory.from_config(config)
+    with engine.connect() as connection:
+        current = MigrationContext.configure(connection).get_current_revision()
+        known = {script.revision for script in scripts.walk_revisions()}
+        if current is not None and current not in known:
+            raise StoreError(
+                f"{path} has schema {current}, newer than this edgeloop's "
+                f"{scripts.get_current_head()}",
+                "upgrade edgeloop, or name another workspace",
+            )
+        if current != scripts.get_current_head():
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+            connection.commit()
+
+
+def _trial(row: TrialRow) -> Trial:
+    return Trial(
+        key=row.key,
+        artifact_sha256=row.artifact_sha256,
+        device_id=row.device_id,
+        transport=row.transport,
+        runtime=row.runtime,
+        condition=Condition(**row.condition),
+        plan=Plan(**row.plan),
+        runtime_version=row.runtime_version,
+        delegates=tuple(row.delegates),
+        emulated=row.emulated,
+        status=row.status,
+        reason=row.reason,
+        runs=tuple(
+            Run(
+                number=run.number,
+                complete=run.complete,
+                warmup_ns=_samples(run.warmup_ns),
+                samples_ns=_samples(run.samples_ns),
+                load_ns=run.load_ns,
+                first_ns=run.first_ns,
+                peak_bytes=run.peak_bytes,
+                environment=run.environment,
+            )
+            for run in row.runs
+        ),
+    )
+
+
+def _parity(value: dict[str, Any]) -> Parity:
+    low, high = value["accuracy_drop_ci95"]
+    return Parity(**{**value, "accuracy_drop_ci95": (low, high)})
+
+
+def _json(record: Any) -> dict[str, Any]:
+    import dataclasses
+
+    return dataclasses.asdict(record)
+
+
+def _blob(samples: Samples) -> bytes:
+    return np.ascontiguousarray(samples, dtype=_LITTLE_ENDIAN_INT64).tobytes()
+
+
+def _samples(blob: bytes) -> Samples:
+    return np.frombuffer(blob, dtype=_LITTLE_ENDIAN_INT64).astype(np.int64)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,50 @@
+"""Fixtures of the whole suite: a real SSH server on loopback, and a model that costs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from devices.loopback import LoopbackServer, find_sshd, serve
+from tests.builders import TinyModel, build_tiny_model
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if {"loopback", "own_sshd"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.sshd)
+
+
+@pytest.fixture(autouse=True)
+def _private_leases(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch):
+    """Leases of a test are its own: neither a real campaign nor another test disturbs it."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
+
+
+def _require_sshd() -> None:
+    if find_sshd() is None:
+        pytest.skip("no OpenSSH server on this machine (apt-get install openssh-server)")
+
+
+@pytest.fixture(scope="session")
+def loopback(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackServer]:
+    """A real OpenSSH server, shared by all tests that do it no harm."""
+    _require_sshd()
+    with serve(tmp_path_factory.mktemp("sshd")) as server:
+        yield server
+
+
+@pytest.fixture
+def own_sshd(tmp_path: Path) -> Iterator[LoopbackServer]:
+    """A real OpenSSH server of this test's own, to be killed, frozen or tampered with."""
+    _require_sshd()
+    with serve(tmp_path / "own-sshd") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+    """Two matrix products and a ReLU in ONNX, with one input."""
+    return build_tiny_model(tmp_path_factory.mktemp("tiny"))

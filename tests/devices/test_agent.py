@@ -1,0 +1,422 @@
+"""The agent as boards run it: a program of its own, copied alone into some folder."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from devices.session import AGENT_PROGRAM
+from devices.transport.scripted import play_agent
+from tests.builders import TinyModel, agent_plan, write_plan
+from tests.devices import fake_runtime
+
+Events = list[dict[str, Any]]
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Path:
+    """The program, away from the project it comes from."""
+    folder = tmp_path / "board"
+    folder.mkdir()
+    return Path(shutil.copy(AGENT_PROGRAM, folder / "agent.py"))
+
+
+def command(agent: Path, *arguments: str) -> list[str]:
+    return [sys.executable, str(agent), *arguments]
+
+
+def run(
+    agent: Path, *arguments: str | Path, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        command(agent, *map(str, arguments)),
+        cwd=agent.parent,
+        env={**os.environ, **(env or {})},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def events_of(done: subprocess.CompletedProcess[bytes]) -> Events:
+    """Every line is one JSON object, or this raises."""
+    return [json.loads(line) for line in done.stdout.decode().splitlines()]
+
+
+def measure(agent: Path, jobs: Sequence[dict[str, Any]], **plan: Any) -> Events:
+    done = run(agent, write_plan(agent.parent, jobs, **plan))
+    assert done.returncode == 0, done.stderr.decode()
+    return events_of(done)
+
+
+def kinds(events: Events) -> list[str]:
+    """Names of the events in order, repetitions folded."""
+    return [kind for kind, _ in groupby(event["event"] for event in events)]
+
+
+def samples(events: Events, job: str, kind: str = "samples") -> list[int]:
+    mine = [event for event in events if event["event"] == kind and event["job"] == job]
+    return [ns for event in mine for ns in event["ns"]]
+
+
+# One whole model
+
+
+def test_the_events_of_one_run(agent: Path, tiny_model: TinyModel):
+    import onnxruntime
+
+    events = measure(agent, [tiny_model.plan_job()])
+    assert kinds(events) == [
+        *("hello", "environment", "loaded", "warmup", "samples", "environment", "done")
+    ]
+    hello, before, loaded, *_, after, done = events
+    assert (hello["runtime"], hello["version"]) == ("onnxruntime", onnxruntime.__version__)
+    assert (before["when"], after["when"]) == ("before", "after")
+    assert loaded["job"] == "tiny"
+    assert loaded["delegates"] == ["CPUExecutionProvider"]
+    assert loaded["load_ns"] > 0
+    assert loaded["first_ns"] > 0
+    assert done["peak_bytes"] > 5_000_000
+
+
+@pytest.mark.parametrize(
+    ("iterations", "size", "slices"), [(20, 8, [8, 8, 4]), (5, 50, [5]), (6, 3, [3, 3])]
+)
+def test_every_iteration_is_delivered_slice_by_slice(agent, tiny_model, iterations, size, slices):
+    events = measure(agent, [tiny_model.plan_job()], iterations=iterations, slice_iterations=size)
+    parts = [event["ns"] for event in events if event["event"] == "samples"]
+    assert [len(part) for part in parts] == slices
+    assert all(isinstance(ns, int) and ns > 0 for part in parts for ns in part)
+
+
+def test_warm_up_by_count(agent, tiny_model):
+    events = measure(agent, [tiny_model.plan_job()], warmup_iterations=7, warmup_ns=0)
+    assert len(samples(events, "tiny", "warmup")) == 7
+
+
+def test_warm_up_by_time(agent, tiny_model):
+    events = measure(agent, [tiny_model.plan_job()], warmup_iterations=2, warmup_ns=20_000_000)
+    warmup = samples(events, "tiny", "warmup")
+    assert len(warmup) > 2
+    assert sum(warmup) >= 20_000_000
+    assert len(samples(events, "tiny")) == 20  # none of it counts as a sample
+
+
+def test_no_warm_up(agent, tiny_model):
+    events = measure(agent, [tiny_model.plan_job()], warmup_iterations=0, warmup_ns=0)
+    assert samples(events, "tiny", "warmup") == []
+    assert len(samples(events, "tiny")) == 20
+
+
+def test_a_latency_is_that_of_the_call(agent, tiny_model):
+    """A call of 5 ms is timed as such: neither less, nor with what lies between calls."""
+    env = {**fake_runtime.install(agent.parent / "fake"), "FAKE_CALL_S": "0.005"}
+    done = run(agent, write_plan(agent.parent, [tiny_model.plan_job()]), env=env)
+    taken = samples(events_of(done), "tiny")
+    assert len(taken) == 20
+    assert min(taken) >= 5_000_000
+    assert sorted(taken)[10] < 50_000_000
+
+
+def test_the_core_mask_is_in_force(agent, tiny_model):
+    core = max(os.sched_getaffinity(0))
+    env = fake_runtime.install(agent.parent / "fake")
+    plan = write_plan(agent.parent, [tiny_model.plan_job()], core_mask=f"{1 << core:x}")
+    loaded = next(e for e in events_of(run(agent, plan, env=env)) if e["event"] == "loaded")
+    assert loaded["delegates"] == [f"cores {core}"]
+
+
+# Several models in turns
+
+
+def turns(events: Events) -> list[str]:
+    return [event["job"] for event in events if event["event"] == "samples"]
+
+
+def test_jobs_take_turns_and_all_get_all_iterations(agent, tiny_model):
+    jobs = [tiny_model.plan_job(name) for name in "abc"]
+    events = measure(agent, jobs, iterations=20, slice_iterations=8, settle_iterations=2)
+    for job in "abc":
+        assert len(samples(events, job)) == 20
+        assert len(samples(events, job, "warmup")) == 3 + 3 * 2  # and settling before each slice
+    order = turns(events)
+    rounds = [order[i : i + 3] for i in range(0, len(order), 3)]
+    assert [sorted(each) for each in rounds] == [["a", "b", "c"]] * 3
+    assert events[-1] == {"event": "done", "peak_bytes": None}
+
+
+def test_a_turn_is_settling_then_its_slice(agent, tiny_model):
+    events = measure(agent, [tiny_model.plan_job(name) for name in "ab"], iterations=16)
+    first = next(i for i, event in enumerate(events) if event["event"] == "samples")
+    last = max(i for i, event in enumerate(events) if event["event"] == "samples")
+    steps = [(event["event"], event["job"]) for event in events[first - 1 : last + 1]]
+    assert steps == [(kind, job) for job in turns(events) for kind in ("warmup", "samples")]
+
+
+def test_the_order_of_turns_comes_from_the_seed(agent, tiny_model):
+    jobs = [tiny_model.plan_job(name) for name in "abcd"]
+    orders = [
+        turns(measure(agent, jobs, iterations=10, slice_iterations=1, seed=seed))
+        for seed in (1, 1, 2)
+    ]
+    assert orders[0] == orders[1] != orders[2]
+    assert len({tuple(orders[0][i : i + 4]) for i in range(0, 40, 4)}) > 1  # new each round
+
+
+# What goes wrong
+
+
+def test_a_missing_runtime_is_named_as_such(agent, tiny_model):
+    env = fake_runtime.install_broken(agent.parent / "fake")
+    done = run(agent, write_plan(agent.parent, [tiny_model.plan_job()]), env=env)
+    (event,) = events_of(done)
+    assert (event["event"], event["kind"]) == ("error", "runtime-missing")
+    assert "libgomp" in event["message"]
+    assert "pip install onnxruntime" in event["message"]
+    assert done.returncode == 1
+    assert b"Traceback" not in done.stderr
+
+
+def test_a_runtime_nobody_knows_is_missing_too(agent, tiny_model):
+    done = run(agent, write_plan(agent.parent, [tiny_model.plan_job()], runtime="abacus"))
+    (event,) = events_of(done)
+    assert (event["kind"], done.returncode) == ("runtime-missing", 1)
+    assert "abacus" in event["message"]
+
+
+def broken(job: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return {**job, "inputs": [{**job["inputs"][0], **changes}]}
+
+
+BAD_PLANS = {
+    "newer format": lambda job: agent_plan([job], format=99),
+    "no jobs key": lambda job: {k: v for k, v in agent_plan([job]).items() if k != "jobs"},
+    "no seed": lambda job: {k: v for k, v in agent_plan([job]).items() if k != "seed"},
+    "no such model": lambda job: agent_plan([{**job, "path": "missing.onnx"}]),
+    "no model": lambda job: agent_plan([{**job, "path": __file__}]),
+    "no such input": lambda job: agent_plan([broken(job, path="missing.bin")]),
+    "wrong shape": lambda job: agent_plan([broken(job, shape=[1, 9])]),
+    "wrong size for the model": lambda job: agent_plan([broken(job, shape=[2, 4])]),
+    "wrong type": lambda job: agent_plan([broken(job, dtype="float64", shape=[1, 4])]),
+    "no such type": lambda job: agent_plan([broken(job, dtype="float7")]),
+    "too few inputs": lambda job: agent_plan([{**job, "inputs": []}]),
+    "too many inputs": lambda job: agent_plan([{**job, "inputs": job["inputs"] * 2}]),
+    "no such core": lambda job: agent_plan([job], core_mask=f"{1 << 900:x}"),
+    "a mask that is no number": lambda job: agent_plan([job], core_mask="all"),
+    "a list": lambda job: [job],
+    "null": lambda job: None,
+}
+
+
+@pytest.mark.parametrize("plan", BAD_PLANS)
+def test_a_bad_plan_is_an_error_event(agent, tiny_model, plan):
+    path = agent.parent / "plan.json"
+    path.write_text(json.dumps(BAD_PLANS[plan](tiny_model.plan_job())))
+    done = run(agent, path)
+    *_, last = events_of(done)
+    assert (last["event"], last["kind"]) == ("error", "failed")
+    assert last["message"]
+    assert "\n" not in last["message"]
+    assert done.returncode == 1
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("text", [None, "", "not json", '{"format": 1'])
+def test_a_plan_that_cannot_be_read_is_an_error_event(agent, text):
+    path = agent.parent / "plan.json"
+    if text is not None:
+        path.write_text(text)
+    done = run(agent, path)
+    (event,) = events_of(done)
+    assert (event["event"], event["kind"], done.returncode) == ("error", "failed", 1)
+    assert b"Traceback" not in done.stderr
+
+
+def test_standard_output_is_events_alone_whatever_the_runtime_prints(agent, tiny_model):
+    env = fake_runtime.install(agent.parent / "fake")
+    done = run(agent, write_plan(agent.parent, [tiny_model.plan_job()]), env=env)
+    assert done.returncode == 0
+    assert kinds(events_of(done))[-1] == "done"
+    for noise in (b"by print", b"by the C library", b"by a child", b"in the timed part"):
+        assert b"noise " + noise in done.stderr
+
+
+def start_slow(agent: Path, tiny_model: TinyModel, **plan: Any) -> subprocess.Popen[bytes]:
+    """An agent whose run would take minutes."""
+    env = {**fake_runtime.install(agent.parent / "fake"), "FAKE_CALL_S": "0.01"}
+    path = write_plan(
+        agent.parent, [tiny_model.plan_job()], iterations=10_000, slice_iterations=5, **plan
+    )
+    return subprocess.Popen(
+        command(agent, str(path)),
+        cwd=agent.parent,
+        env={**os.environ, **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def test_killed_in_mid_run_what_was_said_stays_valid(agent, tiny_model):
+    process = start_slow(agent, tiny_model)
+    with process:
+        lines = [process.stdout.readline() for _ in range(8)]
+        process.kill()
+        lines += process.stdout.read().splitlines(keepends=True)
+    whole = [json.loads(line) for line in lines if line.endswith(b"\n")]
+    assert kinds(whole) == ["hello", "environment", "loaded", "warmup", "samples"]
+    assert len(samples(whole, "tiny")) >= 5
+    assert len(lines) - len(whole) <= 1
+
+
+def test_lines_are_not_held_back(agent, tiny_model):
+    """The first samples arrive while thousands are still to be taken."""
+    process = start_slow(agent, tiny_model)
+    with process:
+        seen = [json.loads(process.stdout.readline())["event"] for _ in range(6)]
+        assert process.poll() is None
+        process.kill()
+    assert seen[-1] == "samples"
+
+
+def test_an_agent_nobody_listens_to_ends(agent, tiny_model):
+    process = start_slow(agent, tiny_model)
+    with process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(20) == -signal.SIGPIPE
+
+
+def test_an_agent_ends_by_its_own_deadline(agent, tiny_model):
+    start = time.monotonic()
+    process = start_slow(agent, tiny_model, deadline_s=1)
+    with process:
+        lines = process.stdout.read().splitlines()
+    assert process.returncode != 0
+    assert time.monotonic() - start < 15
+    assert "done" not in [json.loads(line)["event"] for line in lines]
+
+
+# Looking at the device
+
+
+def test_probe_names_versions_and_facts(agent):
+    import onnxruntime
+
+    done = run(agent, "--probe", "onnxruntime")
+    (event,) = events_of(done)
+    assert event["event"] == "probe"
+    assert event["runtimes"] == {"onnxruntime": {"version": onnxruntime.__version__}}
+    facts = event["facts"]
+    assert facts["machine"] == os.uname().machine
+    assert facts["cores"] == os.cpu_count()
+    assert facts["memory_bytes"] > 1 << 28
+    assert facts["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert set(facts) >= {"system", "kernel", "cpu", "governor", "power_source"}
+    assert done.returncode == 0
+
+
+def test_probe_says_what_to_install(agent):
+    env = fake_runtime.install_broken(agent.parent / "fake")
+    done = run(agent, "--probe", "onnxruntime", env=env)
+    (event,) = events_of(done)
+    assert done.returncode == 0  # a missing runtime is an answer
+    found = event["runtimes"]["onnxruntime"]
+    assert "libgomp" in found["missing"]
+    assert found["hint"] == "pip install onnxruntime"
+
+
+def test_probe_without_names_looks_for_all_runtimes(agent):
+    """Importing all three is slow, so each is a stand-in that is broken."""
+    folder = agent.parent / "fake"
+    env = fake_runtime.install_broken(folder)
+    for name in ("executorch", "ai_edge_litert", "tflite_runtime", "torch"):
+        (folder / f"{name}.py").write_text('raise ImportError("not here")\n')
+    (event,) = events_of(run(agent, "--probe", env=env))
+    assert set(event["runtimes"]) == {"executorch", "onnxruntime", "litert"}
+    assert all(set(found) == {"missing", "hint"} for found in event["runtimes"].values())
+
+
+def test_probe_of_a_runtime_that_does_not_exist(agent):
+    (event,) = events_of(run(agent, "--probe", "abacus"))
+    assert "missing" in event["runtimes"]["abacus"]
+
+
+# What a board must have
+
+
+def test_the_agent_imports_the_standard_library_and_runtimes_only():
+    allowed = {"numpy", "onnxruntime", "ai_edge_litert", "tflite_runtime", "executorch", "torch"}
+    imported: set[str] = set()
+    for node in ast.walk(ast.parse(AGENT_PROGRAM.read_text())):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module and node.level == 0
+            imported.add(node.module.split(".")[0])
+    assert imported - set(sys.stdlib_module_names) <= allowed
+
+
+def test_the_agent_is_written_for_python_3_9():
+    """Boards with Debian 11 have it; newer syntax would fail there before the first event."""
+    tree = ast.parse(AGENT_PROGRAM.read_text(), feature_version=(3, 9))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    strict = [
+        call.lineno
+        for call in calls
+        if isinstance(call.func, ast.Name)
+        and call.func.id == "zip"
+        and any(keyword.arg == "strict" for keyword in call.keywords)
+    ]
+    assert strict == [], "zip(strict=) came with Python 3.10"
+
+
+def _python_3_9() -> str | None:
+    program = shutil.which("python3.9")
+    works = program and subprocess.run([program, "-V"], capture_output=True, check=False)
+    return program if works and works.returncode == 0 else None
+
+
+@pytest.mark.skipif(_python_3_9() is None, reason="no python3.9 on this machine")
+def test_the_agent_answers_on_python_3_9(agent):
+    done = subprocess.run(
+        [_python_3_9(), str(agent), "--probe"], capture_output=True, timeout=60, check=False
+    )
+    (event,) = events_of(done)
+    assert event["facts"]["python"].startswith("3.9")
+
+
+def test_the_scripted_agent_speaks_as_the_real_one_does(agent, tiny_model):
+    """Same events with the same keys, so that what is tested with the fake holds."""
+    jobs = [tiny_model.plan_job(name) for name in "ab"]
+    real = measure(agent, jobs, settle_iterations=0, iterations=8)
+    (agent.parent / "plan.json").write_text(json.dumps(agent_plan(jobs, iterations=8)))
+    played = [
+        json.loads(line)
+        for line in play_agent(agent.parent, ["agent.py", "plan.json"]).splitlines()
+    ]
+
+    def shapes(events: Events) -> set[tuple[str, frozenset[str]]]:
+        return {(e["event"], frozenset(e)) for e in events if e["event"] != "environment"}
+
+    assert shapes(played) == shapes(real)
+    assert [len(samples(played, job)) for job in "ab"] == [8, 8]
+    assert played == [
+        json.loads(line)
+        for line in play_agent(agent.parent, ["agent.py", "plan.json"]).splitlines()
+    ]
+    probed = json.loads(play_agent(agent.parent, ["agent.py", "--probe", "litert"]))
+    real_probe = events_of(run(agent, "--probe", "onnxruntime"))[0]
+    assert set(probed) == set(real_probe)
+    assert set(probed["runtimes"]["litert"]) == set(real_probe["runtimes"]["onnxruntime"])

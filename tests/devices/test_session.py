@@ -1,0 +1,515 @@
+"""A visit from lease to raw samples: over real SSH, and with the scripted device."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from devices.inventory import Device
+from devices.lease import lease
+from devices.loopback import LoopbackServer
+from devices.session import RunRecorder, Session, visit
+from devices.transport.local import LocalTransport
+from profiles.errors import (
+    AgentError,
+    AuthenticationError,
+    ConnectionLost,
+    DeviceBusy,
+    DeviceUnreachable,
+    EdgeError,
+    RuntimeMissing,
+)
+from profiles.records import Condition
+from tests.builders import device, plan
+from tests.devices import fake_runtime
+from tests.processes import alive, eventually, kill_connections
+
+
+def over_ssh(server: LoopbackServer, folder: Path, **entry: Any) -> Device:
+    return device(**{**server.inventory_entry("board", str(folder / "root")), **entry})
+
+
+@pytest.fixture(params=["scripted", "local", pytest.param("ssh", marks=pytest.mark.sshd)])
+def board(request: pytest.FixtureRequest, tmp_path: Path) -> Device:
+    """The same device, reached in different ways."""
+    if request.param == "ssh":
+        return over_ssh(request.getfixturevalue("loopback"), tmp_path)
+    if request.param == "scripted":
+        return device(address=f"scripted:{tmp_path}/home")
+    return device(address="local:", root=str(tmp_path / "root"))
+
+
+def wrapped_python(folder: Path, before: str = "", env: dict[str, str] | None = None) -> str:
+    """A device's Python that runs ``before`` in a shell first, and leaves its process id."""
+    path = folder / "python"
+    exports = "".join(f"export {name}={value!r}\n" for name, value in (env or {}).items())
+    path.write_text(
+        f'#!/bin/sh\n{exports}echo $$ >> "{folder}/pids"\n{before}\nexec "{sys.executable}" "$@"\n'
+    )
+    path.chmod(0o755)
+    return str(path)
+
+
+def agent_pids(folder: Path) -> list[int]:
+    return [int(line) for line in (folder / "pids").read_text().split()]
+
+
+def measure(session: Session, jobs, recorder: RunRecorder | None = None, **options: Any):
+    recorder = recorder or RunRecorder([job.id for job in jobs])
+    given_ = {"condition": Condition(), "plan": plan(), "seed": 0, **options}
+    session.run("onnxruntime", jobs, recorder=recorder, **given_)
+    return recorder
+
+
+# What a visit delivers
+
+
+def test_a_visit_delivers_raw_samples(board, tiny_model):
+    with visit(board) as session:
+        version = session.require(["onnxruntime"]).runtimes["onnxruntime"]["version"]
+        recorder = measure(session, [tiny_model.job()])
+    recording = recorder.recordings["tiny"]
+    assert recorder.done
+    assert recorder.version == version
+    assert recording.samples_ns().dtype == np.int64
+    assert len(recording.samples_ns()) == 20
+    assert recording.samples_ns().min() > 0
+    assert len(recording.warmup_ns()) >= 1
+    assert recording.load_ns > 0
+    assert recording.first_ns > 0
+    assert recording.delegates
+    assert recorder.peak_bytes > 0
+
+
+def test_several_jobs_share_a_process(board, tiny_model):
+    with visit(board) as session:
+        recorder = measure(session, [tiny_model.job(name) for name in "abc"])
+    assert {name: len(r.samples_ns()) for name, r in recorder.recordings.items()} == {
+        "a": 20,
+        "b": 20,
+        "c": 20,
+    }
+    assert recorder.peak_bytes is None  # nobody's own
+
+
+def test_progress_is_told_after_each_line(board, tiny_model):
+    counts: list[int] = []
+    with visit(board) as session:
+        recorder = RunRecorder(["tiny"])
+        measure(
+            session,
+            [tiny_model.job()],
+            recorder,
+            plan=plan(iterations=120),
+            on_event=lambda: counts.append(len(recorder.recordings["tiny"].samples)),
+        )
+    assert counts == sorted(counts)
+    assert counts[-1] == 120
+
+
+def test_what_the_device_says_of_itself(tmp_path, tiny_model):
+    with visit(device(root=str(tmp_path / "root"))) as session:
+        found = session.probe(["onnxruntime"])
+        recorder = measure(session, [tiny_model.job()])
+    assert found.facts["machine"] == os.uname().machine
+    assert set(recorder.environment) == {"before", "after"}
+    assert recorder.environment["before"]["load_1min"] >= 0
+    condition = found.condition(threads=2, core_mask="3")
+    assert (condition.threads, condition.core_mask) == (2, "3")
+    assert condition.governor == found.facts["governor"]
+    assert condition.power_source == found.facts["power_source"]
+
+
+def test_the_scripted_device_gives_the_same_answer_every_time(tmp_path, tiny_model):
+    def samples(seed: int) -> list[int]:
+        with visit(device(address=f"scripted:{tmp_path}/home")) as session:
+            recorder = measure(session, [tiny_model.job()], seed=seed)
+        return recorder.recordings["tiny"].samples
+
+    assert samples(1) == samples(1) != samples(2)
+
+
+def test_a_second_run_sends_nothing_but_its_plan(tmp_path, tiny_model):
+    with visit(device(root=str(tmp_path / "root"))) as session:
+        measure(session, [tiny_model.job()], seed=0)
+        before = set((tmp_path / "root" / "store").iterdir())
+        measure(session, [tiny_model.job()], seed=0)
+        assert set((tmp_path / "root" / "store").iterdir()) == before
+        measure(session, [tiny_model.job()], seed=1)
+        (new,) = set((tmp_path / "root" / "store").iterdir()) - before
+    assert new.suffix == ".json"
+
+
+# What goes wrong on the device
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])
+def test_an_agent_that_dies_leaves_what_it_delivered(loopback, tmp_path, tiny_model, end):
+    env = {**fake_runtime.install(tmp_path / "fake"), "FAKE_CALL_S": "0.002"}
+    python = wrapped_python(tmp_path, env=env)
+    recorder = RunRecorder(["tiny"])
+
+    def kill_after_two_slices() -> None:
+        if len(recorder.recordings["tiny"].samples) == 100:
+            os.kill(agent_pids(tmp_path)[-1], end)
+
+    with (
+        visit(over_ssh(loopback, tmp_path, python=python)) as session,
+        pytest.raises(AgentError, match="ended without a result"),
+    ):
+        measure(
+            session,
+            [tiny_model.job()],
+            recorder,
+            plan=plan(iterations=5000),
+            on_event=kill_after_two_slices,
+        )
+    recording = recorder.recordings["tiny"]
+    assert not recorder.done
+    assert 100 <= len(recording.samples_ns()) < 5000
+    assert recording.samples_ns().min() >= 2_000_000
+    assert recording.load_ns > 0
+    assert len(agent_pids(tmp_path)) == 1  # a measurement is never repeated behind one's back
+
+
+def test_a_lost_connection_leaves_what_was_delivered_and_no_agent(own_sshd, tmp_path, tiny_model):
+    env = {**fake_runtime.install(tmp_path / "fake"), "FAKE_CALL_S": "0.002"}
+    python = wrapped_python(tmp_path, env=env)
+    recorder = RunRecorder(["tiny"])
+
+    def pull_the_plug() -> None:
+        if len(recorder.recordings["tiny"].samples) == 50:
+            kill_connections(own_sshd)
+
+    with (
+        pytest.raises(ConnectionLost) as caught,
+        visit(over_ssh(own_sshd, tmp_path, python=python)) as session,
+    ):
+        measure(
+            session,
+            [tiny_model.job()],
+            recorder,
+            plan=plan(iterations=100_000),
+            on_event=pull_the_plug,
+        )
+    assert caught.value.device == "board"
+    assert len(recorder.recordings["tiny"].samples) >= 50
+    assert not recorder.done
+    (pid,) = agent_pids(tmp_path)
+    assert eventually(lambda: not alive(pid)), "the agent goes on measuring for nobody"
+
+
+def test_a_login_that_greets_is_not_taken_for_a_measurement(tmp_path, tiny_model):
+    python = wrapped_python(tmp_path, before="echo Welcome to the board")
+    with visit(device(root=str(tmp_path / "root"), python=python)) as session:
+        with pytest.raises(AgentError, match="Welcome to the board"):
+            measure(session, [tiny_model.job()])
+        with pytest.raises(AgentError, match="Welcome to the board"):
+            session.probe(["onnxruntime"])
+
+
+@pytest.mark.parametrize("python", ["/nowhere/python3", "true", "false"])
+def test_a_python_that_is_none_is_an_agent_error_with_a_hint(tmp_path, tiny_model, python):
+    with visit(device(root=str(tmp_path / "root"), python=python)) as session:
+        with pytest.raises(AgentError, match=python) as caught:
+            session.probe(["onnxruntime"])
+        assert "python" in caught.value.hint
+        with pytest.raises(AgentError):
+            measure(session, [tiny_model.job()])
+
+
+def test_a_missing_runtime_is_found_before_measuring(loopback, tmp_path):
+    python = wrapped_python(tmp_path, env=fake_runtime.install_broken(tmp_path / "fake"))
+    with (
+        pytest.raises(RuntimeMissing, match="libgomp") as caught,
+        visit(over_ssh(loopback, tmp_path, python=python)) as session,
+    ):
+        assert "missing" in session.probe(["onnxruntime"]).runtimes["onnxruntime"]
+        session.require(["onnxruntime"])
+    assert "pip install onnxruntime" in caught.value.hint
+    assert caught.value.device == "board"
+
+
+def test_a_runtime_that_goes_missing_after_the_probe_fails_the_run(tmp_path, tiny_model):
+    python = wrapped_python(tmp_path, env=fake_runtime.install_broken(tmp_path / "fake"))
+    with (
+        visit(device(root=str(tmp_path / "root"), python=python)) as session,
+        pytest.raises(AgentError, match=r"libgomp.*pip install onnxruntime"),
+    ):
+        measure(session, [tiny_model.job()])
+
+
+def test_what_the_agent_reports_reaches_the_user(tmp_path, tiny_model):
+    (tmp_path / "broken.onnx").write_bytes(b"not a model")
+    job = tiny_model.job()
+    job = type(job)(job.id, tmp_path / "broken.onnx", job.io, job.input_files)
+    with (
+        visit(device(root=str(tmp_path / "root"))) as session,
+        pytest.raises(AgentError, match="onnxruntime: InvalidProtobuf"),
+    ):
+        measure(session, [job])
+
+
+# The recorder
+
+
+def recorder_with_samples() -> RunRecorder:
+    recorder = RunRecorder(["a"])
+    recorder.line('{"event":"hello","runtime":"onnxruntime","version":"1"}')
+    recorder.line('{"event":"samples","job":"a","ns":[10,20]}')
+    return recorder
+
+
+GARBAGE = [
+    "",
+    "Welcome to the board",
+    "{",
+    "[]",
+    "1",
+    "null",
+    '"samples"',
+    "{}",
+    '{"event":"celebration"}',
+    '{"event":null}',
+    '{"event":["samples"]}',
+    '{"event":"line"}',
+    '{"event":"hello"}',
+    '{"event":"loaded","job":"a"}',
+    '{"event":"loaded","job":"a","load_ns":"soon","first_ns":1,"delegates":[]}',
+    '{"event":"samples","job":"b","ns":[1]}',
+    '{"event":"samples","job":["a"],"ns":[1]}',
+    '{"event":"samples","job":"a"}',
+    '{"event":"samples","job":"a","ns":3}',
+    '{"event":"samples","job":"a","ns":"12"}',
+    '{"event":"samples","job":"a","ns":["fast"]}',
+    '{"event":"samples","job":"a","ns":[NaN]}',
+    '{"event":"samples","job":"a","ns":[Infinity]}',
+    '{"event":"samples","job":"a","ns":[0]}',
+    '{"event":"samples","job":"a","ns":[-5]}',
+    '{"event":"samples","job":"a","ns":[36893488147419103232]}',
+    '{"event":"warmup","job":"a","ns":[null]}',
+    "[" * 100_000,
+]
+
+
+@pytest.mark.parametrize("text", GARBAGE, ids=lambda text: repr(text[:60]))
+def test_garbage_is_an_agent_error_and_changes_nothing(text):
+    recorder = recorder_with_samples()
+    with pytest.raises(AgentError, match="unexpected"):
+        recorder.line(text)
+    assert recorder.recordings["a"].samples == [10, 20]
+    assert recorder.recordings["a"].warmup == []
+    assert recorder.recordings["a"].load_ns is None
+    assert (recorder.done, recorder.error) == (False, None)
+
+
+SCALAR = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+JSON = SCALAR | st.lists(SCALAR, max_size=3) | st.dictionaries(st.text(max_size=5), SCALAR)
+EVENTS = st.sampled_from(
+    ["hello", "environment", "loaded", "warmup", "samples", "done", "error", "other"]
+)
+
+
+@given(
+    st.fixed_dictionaries(
+        {"event": EVENTS},
+        optional={
+            "job": st.just("a") | JSON,
+            "ns": st.lists(st.integers(1, 1 << 62), max_size=3) | JSON,
+            "version": JSON,
+            "when": st.just("before") | JSON,
+            "delegates": JSON,
+            "load_ns": JSON,
+            "first_ns": JSON,
+            "peak_bytes": JSON,
+            "kind": JSON,
+            "message": JSON,
+        },
+    )
+)
+@example({"event": "samples", "job": "a", "ns": [True]})
+def test_whatever_comes_the_recorder_stays_usable(event):
+    import json
+
+    recorder = recorder_with_samples()
+    with contextlib.suppress(AgentError):
+        recorder.line(json.dumps(event))
+    recording = recorder.recordings["a"]
+    assert recording.samples_ns().dtype == np.int64
+    assert recording.samples_ns().min() > 0
+    assert list(recording.samples_ns()[:2]) == [10, 20]
+    assert (recording.warmup_ns() > 0).all()
+    assert recording.load_ns is None or recording.load_ns > 0
+
+
+def test_a_recording_without_samples_is_empty_not_zero():
+    recording = RunRecorder(["a"]).recordings["a"]
+    assert len(recording.samples_ns()) == len(recording.warmup_ns()) == 0
+    assert recording.samples_ns().dtype == np.int64
+    assert recording.load_ns is recording.first_ns is None
+
+
+# Leases
+
+
+HOLDER = """
+import sys, time
+from devices.lease import lease
+with lease(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+@contextlib.contextmanager
+def held_by_another_process(device_id: str, seconds: float = 60) -> Iterator[subprocess.Popen]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, device_id, str(seconds)], stdout=subprocess.PIPE
+    )
+    with process:
+        assert process.stdout.readline() == b"held\n"
+        yield process
+        process.kill()
+
+
+def test_a_device_has_one_holder_and_is_free_when_it_is_killed(tmp_path):
+    board = device(root=str(tmp_path / "root"))
+    with held_by_another_process("board") as process:
+        with pytest.raises(DeviceBusy, match=f"process {process.pid}") as caught, visit(board):
+            pytest.fail("two visitors at once")
+        assert caught.value.device == "board"
+        assert not caught.value.retryable
+        process.kill()
+        process.wait()
+        with visit(board):  # no stale lock to be removed by hand
+            pass
+
+
+def test_waiting_for_a_device_to_be_free(tmp_path):
+    with (
+        held_by_another_process("board", seconds=0.5),
+        visit(device(root=str(tmp_path / "root")), wait_s=30),
+    ):
+        pass
+
+
+def test_other_devices_are_not_affected(tmp_path):
+    with held_by_another_process("other"), visit(device(root=str(tmp_path / "root"))):
+        pass
+
+
+def test_one_process_cannot_hold_a_device_twice():
+    with lease("board"):
+        with pytest.raises(DeviceBusy, match=str(os.getpid())), lease("board"):
+            pass
+        seen: list[BaseException] = []
+
+        def other_thread() -> None:
+            try:
+                with lease("board"):
+                    pass
+            except DeviceBusy as error:
+                seen.append(error)
+
+        thread = threading.Thread(target=other_thread)
+        thread.start()
+        thread.join()
+        assert len(seen) == 1
+    with lease("board"):
+        pass
+
+
+def test_a_device_is_free_after_a_failed_visit(tmp_path):
+    board = device(root=str(tmp_path / "root"))
+    with pytest.raises(KeyError), visit(board):
+        raise KeyError("in the visit")
+    with visit(board):
+        pass
+
+
+# Connecting
+
+
+class Line:
+    """A device's connection that fails as told, then works."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, errors: list[EdgeError]) -> None:
+        self.attempts = 0
+        self.errors = errors
+        self.open = 0
+        monkeypatch.setattr(Device, "connect", lambda _device: self.connect())
+
+    def connect(self) -> LocalTransport:
+        self.attempts += 1
+        if self.errors:
+            raise self.errors.pop(0)
+        self.open += 1
+        line = self
+
+        class Counted(LocalTransport):
+            def close(self) -> None:
+                line.open -= 1
+
+        return Counted()
+
+
+def test_connecting_is_tried_again(tmp_path, monkeypatch):
+    line = Line(monkeypatch, [DeviceUnreachable("no"), DeviceUnreachable("still no")])
+    with visit(device(root=str(tmp_path / "root"))) as session:
+        assert session.transport.run(["true"], deadline_s=10).exit_code == 0
+    assert (line.attempts, line.open) == (3, 0)
+
+
+def test_an_unreachable_device_is_named(tmp_path, monkeypatch):
+    line = Line(monkeypatch, [DeviceUnreachable("no route")] * 9)
+    with (
+        pytest.raises(DeviceUnreachable, match="board: no route"),
+        visit(device(root=str(tmp_path / "root"))),
+    ):
+        pass
+    assert line.attempts == 3
+
+
+def test_what_will_not_pass_is_not_tried_again(tmp_path, monkeypatch):
+    line = Line(monkeypatch, [AuthenticationError("no such key")])
+    with pytest.raises(AuthenticationError), visit(device(root=str(tmp_path / "root"))):
+        pass
+    assert line.attempts == 1
+
+
+@pytest.mark.parametrize("end", ["normal", "error"])
+def test_the_connection_is_closed_on_any_way_out(tmp_path, monkeypatch, end):
+    line = Line(monkeypatch, [])
+    with contextlib.suppress(KeyError), visit(device(root=str(tmp_path / "root"))):
+        assert line.open == 1
+        if end == "error":
+            raise KeyError
+    assert line.open == 0
+
+
+def test_the_connection_is_closed_if_the_agent_cannot_be_put_there(tmp_path, monkeypatch):
+    line = Line(monkeypatch, [])
+    (tmp_path / "in-the-way").touch()
+    with pytest.raises(EdgeError), visit(device(root=str(tmp_path / "in-the-way"))):
+        pass
+    assert line.open == 0
+
+
+def test_copying_is_repeated_over_a_new_connection(own_sshd, tmp_path, tiny_model):
+    """The link is cut between two runs; files are copied again, measurements are not."""
+    with visit(over_ssh(own_sshd, tmp_path)) as session:
+        kill_connections(own_sshd)
+        recorder = measure(session, [tiny_model.job()])
+    assert recorder.done

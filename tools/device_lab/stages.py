@@ -1,0 +1,111 @@
+"""``compress``, ``export`` and ``measure``: single stages on plain files."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tools.device_lab.output import print_json, print_table, progress
+from tools.device_lab.running import AsJson, WorkspaceFolder
+
+Inventory = Annotated[Path, typer.Option("--inventory", "-i", help="The devices.yaml.")]
+
+
+class Format(StrEnum):
+    """Formats on the command line."""
+
+    executorch = "executorch"
+    onnx = "onnx"
+    tflite = "tflite"
+
+
+class Method(StrEnum):
+    """Compression methods on the command line."""
+
+    int8 = "int8"
+    sparse = "sparse"
+
+
+Program = Annotated[
+    Path, typer.Argument(metavar="MODEL.pt2", help="A program saved by torch.export.save.")
+]
+
+
+def compress(
+    program: Program,
+    method: Annotated[Method, typer.Option("--method", "-m", help="How to compress.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .pt2 file to write.")],
+    data: Annotated[
+        Path, typer.Option("--data", help="An .npz whose array x holds inputs for the model.")
+    ],
+    format_: Annotated[
+        Format, typer.Option("--format", "-f", help="The runtime's format it is for (int8).")
+    ] = Format.onnx,
+    sparsity: Annotated[float, typer.Option(help="Share of weights set to zero (sparse).")] = 0.5,
+    samples: Annotated[int, typer.Option(help="Calibration inputs to use (int8).")] = 128,
+) -> None:
+    """Compress an exported program into another one.
+
+    Example: device-lab compress model.pt2 -m int8 -f tflite --data calibration.npz -o int8.pt2
+    """
+    with progress() as show:
+        show(f"{method.value} ...")
+        from pipeline.files import compress_file
+
+        details = compress_file(
+            program, output, method.value, format_.value, data, sparsity=sparsity, samples=samples
+        )
+    print_json({"program": str(output), **details})
+
+
+def export(
+    program: Program,
+    format_: Annotated[Format, typer.Option("--format", "-f", help="The format to write.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The artifact to write.")],
+) -> None:
+    """Lower an exported program to a runtime's format.
+
+    Example: device-lab export int8.pt2 -f tflite -o model.tflite
+    """
+    with progress() as show:
+        show(f"export to {format_.value} ...")
+        from pipeline.files import export_file
+
+        details = export_file(program, output, format_.value)
+    print_json({"artifact": str(output), **details})
+
+
+def measure(
+    artifacts: Annotated[
+        list[Path], typer.Argument(metavar="ARTIFACT...", help="Files: .pte, .onnx, .tflite.")
+    ],
+    device: Annotated[str, typer.Option("--device", "-d", help="Id of the device.")],
+    inventory: Inventory = Path("devices.yaml"),
+    workspace: WorkspaceFolder = Path("workspace"),
+    runs: Annotated[int, typer.Option(min=3, help="Fresh processes per artifact.")] = 5,
+    iterations: Annotated[int, typer.Option(min=1, help="Timed calls per run.")] = 200,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Measure artifact files on a device, interleaved; files measured before are not again.
+
+    Example: device-lab measure a.onnx b.onnx --device pi5 --runs 10 --json
+    """
+    from tools.device_lab.summary import measurement_row
+
+    with progress() as show:
+        from pipeline.files import measure_files
+        from profiles.recipe import Measure
+
+        settings = Measure(runs=runs, iterations=iterations, threads=(threads,))
+        found = measure_files(artifacts, device, inventory, workspace, settings, show)
+    if as_json:
+        print_json(found)
+    else:
+        columns, rows = measurement_row(found)
+        print_table("", columns, rows)
+    if any(m.status != "accepted" for m in found):
+        raise typer.Exit(1)

@@ -1,0 +1,111 @@
+"""The report of a workspace: one HTML file that needs no network."""
+
+from __future__ import annotations
+
+import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pipeline.overview import Overview, Row, overview
+from profiles import units
+from profiles.records import Measurement
+from tools.report import charts
+
+_FOLDER = Path(__file__).parent
+
+
+def write_report(root: Path, output: Path | None = None) -> Path:
+    """Write a workspace's report.
+
+    Args:
+        root: the workspace.
+        output: the file to write; ``report/index.html`` in the workspace where none is named.
+
+    Returns:
+        The file, which is whole or was not written.
+
+    Raises:
+        UsageError: if there is no such workspace.
+    """
+    found = overview(root)
+    path = output or root / "report" / "index.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".partial-{path.name}")
+    aside.write_text(render(found, root), encoding="utf-8")
+    aside.replace(path)
+    return path
+
+
+def render(found: Overview, root: Path) -> str:
+    """The report as HTML text."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined
+    )
+    environment.filters.update(
+        ms=units.format_ms,
+        interval=units.format_interval_ms,
+        size=units.format_bytes,
+        percent=_percent,
+    )
+    variants = [row for row in found.rows if row.measurement.role == "variant"]
+    search = found.summary.get("search")
+    plots = {"pareto": charts.pareto(found.rows)}
+    if search and search["candidates"]:
+        plots["prediction"] = charts.prediction(search["candidates"])
+    return environment.get_template("report.html.j2").render(
+        name=found.name,
+        summary=found.summary,
+        headline=_headline(variants),
+        variants=variants,
+        front=sorted((r for r in found.rows if r.on_front), key=_latency),
+        search=search,
+        failures=found.summary.get("failures", []),
+        devices=_devices(found.rows),
+        plots=plots,
+        library=charts.library(),
+        style=(_FOLDER / "report.css").read_text(encoding="utf-8"),
+        version=version("edgeloop"),
+        written=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        workspace=root.name,
+    )
+
+
+def _latency(row: Row) -> float:
+    return row.measurement.median_ns or float("inf")
+
+
+def _percent(value: float | None, digits: int = 1) -> str:
+    return units.UNKNOWN if value is None else f"{100 * value:.{digits}f} %"
+
+
+def _headline(variants: list[Row]) -> dict[str, Any] | None:
+    """The fastest variant that loses at most one point, for a reader in a hurry."""
+    usable = [
+        row
+        for row in variants
+        if row.measurement.median_ns
+        and row.measurement.parity
+        and row.measurement.parity.reference_accuracy - row.measurement.parity.accuracy <= 0.01
+    ]
+    if not usable:
+        return None
+    best = min(usable, key=_latency)
+    slower = [r for r in variants if r.speedup is not None and r.speedup < 1 and not _same(r, best)]
+    return {"best": best, "slower": slower}
+
+
+def _same(one: Row, other: Row) -> bool:
+    return one.measurement is other.measurement
+
+
+def _devices(rows: tuple[Row, ...]) -> list[Measurement]:
+    """One measurement for each device, runtime and condition: what the numbers stand on."""
+    seen: dict[tuple[Any, ...], Measurement] = {}
+    for row in rows:
+        m = row.measurement
+        if m.device:
+            seen.setdefault((m.device, m.runtime, m.runtime_version, m.condition), m)
+    return sorted(seen.values(), key=lambda m: (m.device, m.runtime))
