@@ -182,7 +182,7 @@ class Session:
         except (ValueError, KeyError, TypeError) as error:
             said = done.stdout[:120].decode(errors="replace")
             raise AgentError(
-                f"the agent said something unexpected: {said!r}",
+                f"{self._python} does not answer as the agent does: {said!r}",
                 "is 'python' of this device a Python, and do its logins print nothing?",
             ) from error
 

@@ -108,8 +108,11 @@ def trace(module: nn.Module, example: torch.Tensor) -> ExportedProgram:
     Raises:
         ModelError: if ``torch.export`` cannot capture it, with the reason.
     """
+    from pipeline.quiet import quiet
+
     try:
-        return trace_graph(_named(module).eval(), example)
+        with quiet():
+            return trace_graph(_named(module).eval(), example)
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), "")
         raise ModelError(
@@ -197,7 +200,9 @@ def _build(source: ModelSource) -> nn.Module:
     from torch import nn
 
     if source.timm:
-        module = _from_timm(source)
+        from pipeline.timm_models import create
+
+        module = create(source.timm, source.arguments)
     else:
         factory = load_object(source.factory or "")
         try:
@@ -209,20 +214,6 @@ def _build(source: ModelSource) -> nn.Module:
     if source.weights:
         _load_weights(module, source.weights)
     return module.eval()
-
-
-def _from_timm(source: ModelSource) -> nn.Module:
-    try:
-        import timm
-    except ImportError as error:
-        raise ModelError(
-            f"timm models need timm: {error}", "pip install 'edgeloop[timm]'"
-        ) from error
-    try:
-        module: nn.Module = timm.create_model(source.timm, **source.arguments)
-    except Exception as error:
-        raise ModelError(f"timm cannot make {source.timm}: {error}") from error
-    return module
 
 
 def _load_weights(module: nn.Module, weights: Weights) -> None:

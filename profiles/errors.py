@@ -75,7 +75,12 @@ class ConfigError(UsageError):
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         lines = "".join(f"\n  {problem}" for problem in problems)
         super().__init__(f"{source}: {count}{lines}")
+        self.source = source
         self.problems = tuple(problems)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # An exception is rebuilt from its message alone unless told otherwise.
+        return type(self), (self.source, self.problems), self.__dict__
 
 
 class ModelError(UsageError):

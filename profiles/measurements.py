@@ -18,10 +18,10 @@ def conclude(trial: Trial | None, parity: Parity | None, artifact: ArtifactRow) 
         parity: the artifact's parity, where it was checked.
         artifact: the artifact's row in the store.
     """
-    complete = [run for run in trial.runs if run.complete] if trial else []
     accepted = trial is not None and trial.status == "accepted"
+    complete = [run for run in trial.runs if run.complete] if trial and accepted else []
     summary: Summary | None = None
-    if accepted and complete:
+    if complete:
         summary = summarise([run.samples_ns for run in complete])
     status, reason = _verdict(trial, parity)
     return Measurement(

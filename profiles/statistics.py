@@ -136,14 +136,16 @@ def agreement(predicted: ArrayLike, measured: ArrayLike, population: str) -> Agr
     """Compare predictions with measurements of the same networks.
 
     Raises:
-        ValueError: if the lengths differ, there is none, or a measured value is not positive.
+        ValueError: if the lengths differ, there is none, a measured value is not positive, or
+            any is no finite number.
     """
     from scipy.stats import kendalltau, spearmanr
 
     guess = np.asarray(predicted, dtype=np.float64)
     truth = np.asarray(measured, dtype=np.float64)
-    if guess.shape != truth.shape or guess.size == 0 or truth.min() <= 0:
-        raise ValueError("agreement needs as many predictions as positive measurements")
+    comparable = guess.shape == truth.shape and guess.size > 0 and bool(truth.min() > 0)
+    if not (comparable and np.isfinite(guess).all() and np.isfinite(truth).all()):
+        raise ValueError("agreement needs as many finite predictions as positive measurements")
     error = np.abs(guess / truth - 1)
     ranked = guess.size >= 3 and np.ptp(guess) > 0 and np.ptp(truth) > 0
     return Agreement(

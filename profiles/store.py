@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-from sqlalchemy import Engine, create_engine, event, select
+from sqlalchemy import URL, Engine, create_engine, event, inspect, select
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import Session, selectinload
 
@@ -48,13 +48,24 @@ class Store:
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self._engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_TIMEOUT_S})
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(
+                f"the folder of {path} cannot be made: {error.strerror}", "name another workspace"
+            ) from error
+        # Not written into a URL by hand: a path may hold ? and %.
+        url = URL.create("sqlite", database=str(path))
+        self._engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
         event.listen(self._engine, "connect", _configure_connection)
         try:
             _migrate(self._engine, path)
+        except StoreError:
+            self.close()
+            raise
         except DatabaseError as error:
+            self.close()
             raise StoreError(
                 f"{path} cannot be opened as a store: {error.orig}", "name another workspace"
             ) from error
@@ -76,8 +87,13 @@ class Store:
 
     @contextmanager
     def _transaction(self) -> Iterator[Session]:
-        with Session(self._engine) as session, session.begin():
-            yield session
+        try:
+            with Session(self._engine) as session, session.begin():
+                # The lock comes first: what is read here still holds when it is written.
+                session.connection().exec_driver_sql("BEGIN IMMEDIATE")
+                yield session
+        except DatabaseError as error:
+            raise StoreError(f"{self.path} cannot be written: {error.orig}") from error
 
     def put_artifact(self, artifact: Artifact, parity: Parity | None = None) -> None:
         """Record an artifact, and its parity where it is known; an earlier record is replaced."""
@@ -203,7 +219,6 @@ class Store:
 
 def _configure_connection(connection: Any, _record: Any) -> None:
     cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.close()
@@ -219,18 +234,27 @@ def _migrate(engine: Engine, path: Path) -> None:
     config.set_main_option("script_location", "profiles:migrations")
     config.set_main_option("path_separator", "os")
     scripts = ScriptDirectory.from_config(config)
+    head = scripts.get_current_head()
     with engine.connect() as connection:
         current = MigrationContext.configure(connection).get_current_revision()
-        known = {script.revision for script in scripts.walk_revisions()}
-        if current is not None and current not in known:
+        if current not in (None, *(script.revision for script in scripts.walk_revisions())):
             raise StoreError(
-                f"{path} has schema {current}, newer than this edgeloop's "
-                f"{scripts.get_current_head()}",
+                f"{path} has schema {current}, newer than this edgeloop's {head}",
                 "upgrade edgeloop, or name another workspace",
             )
-        if current != scripts.get_current_head():
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+        if current is None and (tables := inspect(connection).get_table_names()):
+            raise StoreError(
+                f"{path} is no store, but a database with {', '.join(tables)}",
+                "name another workspace",
+            )
+        connection.rollback()
+        connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+        if current != head:
+            # In one transaction, and looked at again in it: another process may be doing the same.
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            if MigrationContext.configure(connection).get_current_revision() != head:
+                config.attributes["connection"] = connection
+                command.upgrade(config, "head")
             connection.commit()
 
 

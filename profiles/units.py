@@ -38,6 +38,6 @@ def format_significant(value: float, digits: int = 3) -> str:
     """``value`` with that many significant digits and no exponent."""
     if value == 0:
         return "0"
-    magnitude = f"{abs(value):e}"
+    magnitude = f"{abs(value):.{digits - 1}e}"  # after rounding: 9.996 is 10.0, not 10.00
     exponent = int(magnitude.split("e")[1])
     return f"{value:.{max(digits - 1 - exponent, 0)}f}"

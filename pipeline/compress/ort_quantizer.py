@@ -57,20 +57,19 @@ _PASSING = _overloads(
 #: Unsigned, because ONNX Runtime's fast kernels on x86 and Arm multiply uint8 by int8.
 ACTIVATION = Spec(torch.uint8, MinMaxObserver, 0, 255, torch.per_tensor_affine)
 #: A scale per output channel fuses, for convolutions and linear layers.  NNCF brings its observers.
-WEIGHT = Spec(
-    torch.int8, PerChannelMinMaxObserver, -127, 127, torch.per_channel_symmetric, ch_axis=0
-)
+WEIGHT = Spec(torch.int8, PerChannelMinMaxObserver, -127, 127, torch.per_channel_symmetric, 0)
 
 
 class OrtQuantizer(Quantizer):  # type: ignore[misc]  # torchao is untyped
     """Annotate an exported graph for ``nncf.experimental.torch.fx.quantize_pt2e``.
 
-    Calibrate with ``activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX``:
-    NNCF's own choice, the mean of each sample's extremes, cuts off the largest outputs.
+    Calibrate with ``activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX`` and
+    ``fast_bias_correction=None``: NNCF's own choices cut off outputs, and shift biases wrongly.
 
     Args:
-        skip: modules to leave in FP32, as paths or ``fnmatch`` patterns of paths in the exported
-            module (``model.features.3``, ``model.*.se``); each takes its submodules with it.
+        skip: modules to leave in FP32, submodules included: ``fnmatch`` patterns of paths in the
+            exported module (``model.features.3``, ``model.*.se``).  Blocks rather than layers: one
+            layer alone between integers ONNX Runtime quantizes itself, weights per tensor.
     """
 
     def __init__(self, *, skip: Collection[str] = ()) -> None:

@@ -13,6 +13,7 @@ import torch
 from pipeline.compress import silence_telemetry
 from pipeline.data import Images
 from pipeline.model import trace_graph
+from pipeline.quiet import quiet
 from profiles.errors import StageError
 from profiles.records import ArtifactFormat
 
@@ -48,23 +49,24 @@ def quantize(program: ExportedProgram, format_: ArtifactFormat, samples: Images)
     Raises:
         StageError: if NNCF refuses the model.
     """
-    silence_telemetry()
-    import nncf
-    from nncf.experimental.torch.fx import quantize_pt2e
-
     inputs = [torch.from_numpy(samples[i : i + 1]) for i in range(len(samples))]
     try:
-        quantized = quantize_pt2e(
-            program.module(),
-            quantizer_for(format_),
-            nncf.Dataset(inputs),
-            subset_size=len(inputs),
-            # LiteRT's converter folds constants itself, and stumbles over folded ones.
-            fold_quantize=format_ != "tflite",
-        )
+        with quiet():
+            silence_telemetry()
+            import nncf
+            from nncf.experimental.torch.fx import quantize_pt2e
+
+            quantized = quantize_pt2e(
+                program.module(),
+                quantizer_for(format_),
+                nncf.Dataset(inputs),
+                subset_size=len(inputs),
+                # LiteRT's converter folds constants itself, and stumbles over folded ones.
+                fold_quantize=format_ != "tflite",
+            )
+            return trace_graph(quantized, inputs[0])
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), "")
         raise StageError(
             f"NNCF cannot quantize the model for {format_}: {type(error).__name__}: {reason}"
         ) from error
-    return trace_graph(quantized, inputs[0])

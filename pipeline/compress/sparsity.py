@@ -12,6 +12,7 @@ from torch import nn
 
 from pipeline.compress import silence_telemetry
 from pipeline.model import trace_graph
+from pipeline.quiet import quiet
 from profiles.errors import StageError
 
 if TYPE_CHECKING:
@@ -41,25 +42,28 @@ def prune(
     Raises:
         StageError: if the model has no such layer.
     """
-    silence_telemetry()
-    import nncf
-
-    module = _Functional(program)
     try:
-        pruned = nncf.prune(
-            module,
-            mode=nncf.PruneMode.UNSTRUCTURED_MAGNITUDE_GLOBAL,
-            ratio=sparsity,
-            examples_inputs=example,
-        )
-        baked = nncf.strip(pruned, strip_format=nncf.StripFormat.IN_PLACE, example_input=example)
+        with quiet():
+            silence_telemetry()
+            import nncf
+
+            masked = nncf.prune(
+                _Functional(program),
+                mode=nncf.PruneMode.UNSTRUCTURED_MAGNITUDE_GLOBAL,
+                ratio=sparsity,
+                examples_inputs=example,
+            )
+            baked = nncf.strip(
+                masked, strip_format=nncf.StripFormat.IN_PLACE, example_input=example
+            )
+            pruned = trace_graph(baked.graph_module, example)
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), "")
         raise StageError(f"NNCF cannot prune the model: {reason}") from error
     weights = [p for p in baked.graph_module.parameters() if p.ndim > 1]
     zeros = sum(int((weight == 0).sum()) for weight in weights)
     found = zeros / sum(weight.numel() for weight in weights)
-    return trace_graph(baked.graph_module, example), {
+    return pruned, {
         "sparsity_asked": sparsity,
         "sparsity_found": found,
     }

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import logging
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.model import INPUT_NAME, load_program
+from pipeline.quiet import quiet
 from pipeline.stage import Stage, Workspace, package_versions
 from profiles.canonical import file_sha256
 from profiles.errors import ExportError
@@ -25,10 +23,10 @@ PACKAGES: Mapping[ArtifactFormat, tuple[str, ...]] = {
     "onnx": ("onnx", "onnxscript", "torch"),
     "tflite": ("litert-torch", "litert-converter", "torch"),
 }
-_MODULES: Mapping[ArtifactFormat, str] = {
-    "executorch": "pipeline.export.executorch",
-    "onnx": "pipeline.export.onnx",
-    "tflite": "pipeline.export.litert",
+_MODULES: Mapping[ArtifactFormat, tuple[str, ...]] = {
+    "executorch": ("pipeline.export.executorch",),
+    "onnx": ("pipeline.export.onnx",),
+    "tflite": ("pipeline.export.litert", "pipeline.export.float_io"),
 }
 
 
@@ -56,9 +54,7 @@ def export_stage(
     """
     packages = PACKAGES[format_]
     parent = file_sha256(program)
-    stage = Stage(
-        f"export-{format_}", {"program": parent}, ("pipeline.export", _MODULES[format_]), packages
-    )
+    stage = Stage(f"export-{format_}", {"program": parent}, _MODULES[format_], packages)
 
     def work(folder: Path) -> dict[str, Any]:
         loaded = load_program(program)
@@ -98,7 +94,7 @@ def write_artifact(
     Raises:
         ExportError: if the format cannot express it; no file is left.
     """
-    writer = importlib.import_module(_MODULES[format_])
+    writer = importlib.import_module(_MODULES[format_][0])
     try:
         with quiet():
             record: Mapping[str, Any] = writer.write(program, path)
@@ -139,23 +135,3 @@ def _root_reason(error: BaseException) -> str:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:300] if lines else type(error).__name__
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep converters from writing over our progress; their errors come as exceptions.
-
-    Some print from C++, so the file descriptors themselves are turned away.
-    """
-    logging.getLogger("torch").setLevel(logging.ERROR)
-    saved = [os.dup(1), os.dup(2)]
-    with Path(os.devnull).open("w") as sink:
-        os.dup2(sink.fileno(), 1)
-        os.dup2(sink.fileno(), 2)
-        try:
-            with redirect_stdout(sink), redirect_stderr(sink):
-                yield
-        finally:
-            for number, copy in zip((1, 2), saved, strict=True):
-                os.dup2(copy, number)
-                os.close(copy)

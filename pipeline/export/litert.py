@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import litert_torch
 from litert_torch.quantize.quant_config import QuantConfig
 
 from pipeline.compress.quantize import quantizer_for
+from pipeline.export.float_io import with_float_io
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -20,10 +20,7 @@ def write(program: ExportedProgram, path: Path) -> dict[str, Any]:
     inputs, _ = program.example_inputs
     quantized = any("quantize_per" in str(node.target) for node in program.graph.nodes)
     settings = {"quant_config": QuantConfig(pt2e_quantizer=quantizer_for("tflite"))}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        converted = litert_torch.convert(
-            program.module(), inputs, **(settings if quantized else {})
-        )
-        converted.export(str(path))
+    converted = litert_torch.convert(program.module(), inputs, **(settings if quantized else {}))
+    converted.export(str(path))
+    path.write_bytes(with_float_io(path.read_bytes()))
     return {"quantized": quantized}

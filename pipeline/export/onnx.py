@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,16 +18,14 @@ def write(program: ExportedProgram, path: Path) -> dict[str, Any]:
     """Write ``program`` as one ONNX file; returns the opset."""
     names = program.graph_signature.user_inputs
     outputs = program.graph_signature.user_outputs
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        exported = torch.onnx.export(
-            program,
-            dynamo=True,
-            external_data=False,
-            input_names=[INPUT_NAME] if len(names) == 1 else None,
-            output_names=["output"] if len(outputs) == 1 else None,
-            verbose=False,
-        )
+    exported = torch.onnx.export(
+        program,
+        dynamo=True,
+        external_data=False,
+        input_names=[INPUT_NAME] if len(names) == 1 else None,
+        output_names=["output"] if len(outputs) == 1 else None,
+        verbose=False,
+    )
     if exported is None:
         raise RuntimeError("the exporter returned nothing")
     model = exported.model_proto

@@ -14,6 +14,7 @@ import numpy as np
 
 from devices.agent.agent import ENGINES
 from pipeline.data import DataHandle, Images, Split
+from pipeline.quiet import quiet
 from pipeline.stage import Stage, Workspace
 from profiles.canonical import file_sha256
 from profiles.errors import StageError
@@ -75,13 +76,14 @@ def host_outputs(artifact: Artifact, x: Images) -> Images:
         StageError: if the runtime refuses it.
     """
     try:
-        engine = ENGINES[RUNTIME_OF[artifact.format]](str(artifact.path), 1)
-        rows = []
-        for index in range(len(x)):
-            engine.feed([np.ascontiguousarray(x[index : index + 1])])
-            engine.prepare()
-            engine.call()
-            rows.append(engine.outputs()[0].copy())
+        with quiet():
+            engine = ENGINES[RUNTIME_OF[artifact.format]](str(artifact.path), 1)
+            rows = []
+            for index in range(len(x)):
+                engine.feed([np.ascontiguousarray(x[index : index + 1])])
+                engine.prepare()
+                engine.call()
+                rows.append(engine.outputs()[0].copy())
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), "")
         raise StageError(

@@ -4,12 +4,14 @@ output."""
 from __future__ import annotations
 
 import dataclasses
+import faulthandler
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 from profiles import units
 from profiles.records import Measurement
@@ -51,34 +53,42 @@ def complain(text: str) -> None:
 
 @contextmanager
 def progress() -> Iterator[Callable[[str], None]]:
-    """A progress callback: a live line on a terminal, else a plain line now and then."""
+    """A progress callback: a live line on a terminal, else a plain line now and then.
+
+    Written to a duplicate of standard error: converters are silenced by turning the original away.
+    """
     start = time.monotonic()
-    if sys.stderr.isatty():
-        from rich.console import Console
+    with os.fdopen(os.dup(2), "w") as stream:
+        # A converter that crashes in C++ must not take its last words with it.
+        faulthandler.enable(stream)
+        try:
+            yield from _live(stream, start) if stream.isatty() else _plain(stream, start)
+        finally:
+            faulthandler.disable()
 
-        console = Console(stderr=True)
-        with console.status("") as status:
 
-            def show(text: str) -> None:
-                status.update(f"[dim]{time.monotonic() - start:4.0f} s[/dim] {text}")
+def _live(stream: TextIO, start: float) -> Iterator[Callable[[str], None]]:
+    from rich.console import Console
 
-            yield show
-        return
+    with Console(file=stream).status("") as status:
+
+        def show(text: str) -> None:
+            status.update(f"[dim]{time.monotonic() - start:4.0f} s[/dim] {text}")
+
+        yield show
+
+
+def _plain(stream: TextIO, start: float) -> Iterator[Callable[[str], None]]:
     last_kind, last_time = "", start
 
-    def log(text: str) -> None:
+    def show(text: str) -> None:
         nonlocal last_kind, last_time
         kind, now = text.partition(":")[0], time.monotonic()
         if kind != last_kind or now - last_time >= _QUIET_S:
-            complain(f"{now - start:5.0f} s  {text}")
+            print(f"{now - start:5.0f} s  {text}", file=stream, flush=True)
             last_kind, last_time = kind, now
 
-    yield log
-
-
-def measurement_json(m: Measurement) -> dict[str, Any]:
-    """A measurement as ``--json`` lists it."""
-    return dataclasses.asdict(m)
+    yield show
 
 
 def device_label(m: Measurement) -> str:

@@ -78,7 +78,7 @@ def _latency(row: Row) -> float:
 
 
 def _percent(value: float | None, digits: int = 1) -> str:
-    return units.UNKNOWN if value is None else f"{100 * value:.{digits}f} %"
+    return units.UNKNOWN if value is None else f"{100 * value:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
 def _headline(variants: list[Row]) -> dict[str, Any] | None:

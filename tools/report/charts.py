@@ -9,16 +9,20 @@ from typing import Any
 from pipeline.overview import Row
 from profiles.units import NS_PER_MS
 
-_WIDTH, _HEIGHT = 640, 360
+_HEIGHT = 360
 # Okabe & Ito's palette: told apart with any colour vision, on light and dark.
 _COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]
+
+
+# What the bundle leaves for the page to call.
+_SNIPPET = "window.vegaEmbed = vegaEmbed;"
 
 
 def library() -> str:
     """The JavaScript that draws specifications, whole, to be put into the page."""
     import vl_convert
 
-    code: str = vl_convert.javascript_bundle(snippet=None)
+    code: str = vl_convert.javascript_bundle(snippet=_SNIPPET)
     return code.replace("</script", "<\\/script")
 
 
@@ -104,7 +108,9 @@ def _point(row: Row) -> dict[str, Any]:
 def _finish(chart: Any) -> str:
     """The specification as JSON that is safe inside a script element."""
     text = "currentColor"
-    finished = chart.properties(width=_WIDTH, height=_HEIGHT, background="transparent").configure(
+    finished = chart.properties(
+        width="container", height=_HEIGHT, background="transparent"
+    ).configure(
         font="system-ui, sans-serif",
         axis={
             "labelColor": text,
@@ -115,7 +121,13 @@ def _finish(chart: Any) -> str:
             "gridOpacity": 0.15,
             "titleFontWeight": "normal",
         },
-        legend={"labelColor": text, "titleColor": text, "orient": "top"},
+        legend={
+            "labelColor": text,
+            "titleColor": text,
+            "symbolBaseFillColor": text,
+            "symbolBaseStrokeColor": text,
+            "orient": "top",
+        },
         view={"stroke": None},
     )
     return json.dumps(finished.to_dict()).replace("</", "<\\/")

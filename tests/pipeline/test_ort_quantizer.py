@@ -1,0 +1,390 @@
+"""The quantizer for ONNX Runtime: what really fuses, and what is rightly left alone."""
+
+from __future__ import annotations
+
+import collections
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from torch import nn
+
+from pipeline.compress import silence_telemetry
+from pipeline.compress.ort_quantizer import ACTIVATION, WEIGHT, OrtQuantizer
+from profiles.errors import UsageError
+
+pytestmark = pytest.mark.filterwarnings(
+    # PyTorch's exporter, of its own tree utilities.
+    r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning",
+)
+
+F = nn.functional
+IMAGE = (1, 3, 32, 32)
+SAMPLES = 16
+
+
+class Traced(nn.Module):
+    """What the exporter sees: the network under the attribute ``model``."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return self.model(*inputs)
+
+
+class Net(nn.Module):
+    """Layers, and a function that connects them."""
+
+    def __init__(self, connect: Callable[..., torch.Tensor], **layers: nn.Module) -> None:
+        super().__init__()
+        self.connect = connect
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return self.connect(self, *inputs)
+
+
+def conv(narrow: int, wide: int, size: int = 3, **options: int) -> nn.Conv2d:
+    return nn.Conv2d(narrow, wide, size, padding=size // 2, **options)
+
+
+def unit(narrow: int, wide: int, size: int, activation: type[nn.Module], **options: int):
+    layers = [conv(narrow, wide, size, **options), nn.BatchNorm2d(wide)]
+    return nn.Sequential(*layers, activation())
+
+
+def inverted(narrow: int, wide: int, stride: int) -> nn.Module:
+    hidden = 4 * narrow
+    body = nn.Sequential(
+        unit(narrow, hidden, 1, nn.ReLU6),
+        unit(hidden, hidden, 3, nn.ReLU6, stride=stride, groups=hidden),
+        unit(hidden, wide, 1, nn.Identity),
+    )
+    if stride == 1 and narrow == wide:
+        return Net(lambda self, x: x + self.body(x), body=body)
+    return body
+
+
+def basic(narrow: int, wide: int, stride: int) -> nn.Module:
+    def connect(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        out = self.body(x)
+        out += self.shortcut(x)
+        return F.relu(out, inplace=True)
+
+    same = stride == 1 and narrow == wide
+    return Net(
+        connect,
+        body=nn.Sequential(
+            unit(narrow, wide, 3, nn.ReLU, stride=stride), unit(wide, wide, 3, nn.Identity)
+        ),
+        shortcut=nn.Identity() if same else unit(narrow, wide, 1, nn.Identity, stride=stride),
+    )
+
+
+def mobilenet() -> nn.Module:
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear(32, 10)]
+    blocks = [inverted(8, 16, 2), inverted(16, 16, 1), inverted(16, 16, 1)]
+    last = unit(16, 32, 1, nn.ReLU6)
+    return nn.Sequential(unit(3, 8, 3, nn.ReLU6, stride=2), *blocks, last, *head)
+
+
+def resnet() -> nn.Module:
+    blocks = [basic(8, 8, 1), basic(8, 16, 2), basic(16, 16, 1)]
+    stem = [unit(3, 8, 7, nn.ReLU, stride=2), nn.MaxPool2d(3, 2, 1)]
+    body = nn.Sequential(*stem, *blocks)
+    return Net(lambda s, x: s.head(s.body(x).mean((2, 3))), body=body, head=nn.Linear(16, 10))
+
+
+def mlp() -> nn.Module:
+    hidden = [nn.Linear(96, 32), nn.BatchNorm1d(32), nn.ReLU6()]
+    return nn.Sequential(nn.Linear(64, 96), nn.ReLU(), *hidden, nn.Linear(32, 10))
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """Operator counts of the graph ONNX Runtime runs, and outputs before and after."""
+
+    operators: collections.Counter[str]
+    before: np.ndarray
+    after: np.ndarray
+
+    def cosine(self) -> float:
+        """Of what differs from sample to sample: a constant offset would flatter the rest."""
+        mean = self.before.mean(0)
+        a, b = (self.before - mean).ravel(), (self.after - mean).ravel()
+        return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+
+Sample = tuple[torch.Tensor, ...]
+
+
+def images(shape: tuple[int, ...] = IMAGE) -> list[Sample]:
+    """Smooth patterns with some noise: unlike noise alone, they differ after global pooling."""
+    patterns = torch.randn(SAMPLES, *shape[1:])
+    if len(shape) == 4:
+        patterns = F.interpolate(patterns[..., :2, :2], size=shape[-2:], mode="bilinear")
+    return [(pattern[None] + 0.2 * torch.randn(shape),) for pattern in patterns]
+
+
+def settle(model: nn.Module, samples: list[Sample]) -> nn.Module:
+    """Give batch norms the statistics of the samples, so that a random network keeps a signal."""
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+            layer.momentum = 1.0
+    with torch.no_grad():
+        model.train()(torch.cat([x for (x,) in samples]))
+    return model.eval()
+
+
+def export(model: nn.Module, sample: Sample) -> torch.fx.GraphModule:
+    return torch.export.export(Traced(model.eval()), sample, strict=False).module()
+
+
+def annotated(model: nn.Module, sample: Sample) -> torch.fx.GraphModule:
+    quantizer = OrtQuantizer()
+    return quantizer.annotate(quantizer.transform_for_annotation(export(model, sample)))
+
+
+def specs(graph: torch.fx.GraphModule) -> dict[str, object]:
+    """The annotations, by the name of the node."""
+    key = "quantization_annotation"
+    return {node.name: node.meta[key] for node in graph.graph.nodes if key in node.meta}
+
+
+def outputs(model: onnx.ModelProto | Path, samples: list[Sample]) -> np.ndarray:
+    source = model if isinstance(model, Path) else model.SerializeToString()
+    session = ort.InferenceSession(source, providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_inputs()]
+    feeds = [dict(zip(names, (x.numpy() for x in sample), strict=True)) for sample in samples]
+    rows = [session.run(None, feed) for feed in feeds]
+    return np.stack([np.concatenate([y.ravel() for y in row]) for row in rows]).astype(np.float64)
+
+
+@pytest.fixture
+def quantize(tmp_path: Path) -> Callable[..., Quantized]:
+    silence_telemetry()
+    import nncf
+    from nncf.experimental.torch.fx import quantize_pt2e
+    from nncf.quantization.range_estimator import RangeEstimatorParametersSet
+
+    nncf.set_log_level(logging.ERROR)
+
+    def to_onnx(graph: torch.fx.GraphModule, sample: Sample, path: Path) -> Path:
+        program = torch.export.export(graph, sample, strict=False)
+        torch.onnx.export(program, (), path, dynamo=True, external_data=False, verbose=False)
+        return path
+
+    def work(
+        model: nn.Module, samples: list[Sample], quantizer: OrtQuantizer | None = None
+    ) -> Quantized:
+        graph = export(model, samples[0])
+        before = outputs(to_onnx(graph, samples[0], tmp_path / "before.onnx"), samples)
+        graph = quantize_pt2e(
+            graph,
+            quantizer or OrtQuantizer(),
+            nncf.Dataset(samples, lambda sample: sample if len(sample) > 1 else sample[0]),
+            subset_size=len(samples),
+            fast_bias_correction=None,
+            activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
+        )
+        path = to_onnx(graph, samples[0], tmp_path / "after.onnx")
+        after = outputs(path, samples)
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+        ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        nodes = onnx.load(options.optimized_model_filepath).graph.node
+        return Quantized(collections.Counter(n.op_type for n in nodes), before, after)
+
+    return work
+
+
+@pytest.mark.parametrize(
+    ("build", "shape", "additions"),
+    [(mobilenet, IMAGE, 2), (resnet, IMAGE, 3), (mlp, (1, 64), 0)],
+    ids=["mobilenet", "resnet", "mlp"],
+)
+def test_every_operator_fuses_and_the_integers_are_never_left(quantize, build, shape, additions):
+    torch.manual_seed(0)
+    samples = images(shape)
+    model = settle(build(), samples)
+    layers = collections.Counter(type(layer) for layer in model.modules())
+
+    result = quantize(model, samples)
+
+    expected = collections.Counter(
+        {
+            "QLinearConv": layers[nn.Conv2d],
+            "QGemm": layers[nn.Linear],
+            "QLinearAdd": additions,
+            "QLinearAveragePool": int(build is not mlp),
+            "Reshape": int(build is not mlp),
+            "MaxPool": int(build is resnet),
+            "QuantizeLinear": 1,
+            "DequantizeLinear": 1,
+        }
+    )
+    assert result.operators == +expected
+    assert result.cosine() > 0.98
+
+
+def test_a_value_with_many_readers_is_quantized_once(quantize):
+    torch.manual_seed(0)
+
+    def connect(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        y = self.a(x)
+        return self.b(y) + self.c(y) + torch.tanh(y)
+
+    model = Net(connect, a=conv(3, 8), b=conv(8, 8), c=conv(8, 8))
+    result = quantize(model, images())
+    assert result.operators["QLinearConv"] == 3
+    assert result.operators["Conv"] == 0
+    assert result.operators["QLinearAdd"] == 1
+    assert result.cosine() > 0.98
+
+
+def test_what_changes_in_place_changes_for_every_reader(quantize):
+    torch.manual_seed(0)
+
+    def connect(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        y = self.a(x)
+        changed = torch.relu_(y)
+        return self.b(changed) + y  # y is not what a() returned any more
+
+    result = quantize(Net(connect, a=conv(3, 8), b=conv(8, 8)), images())
+    assert result.operators["QLinearConv"] == 2
+    assert result.operators["QLinearAdd"] == 1
+    assert result.cosine() > 0.98
+
+
+def test_a_layer_over_tokens_fuses_though_its_clamp_does_not(quantize):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    result = quantize(model, images((1, 5, 8)))
+    assert result.operators["QGemm"] == 2
+    assert result.operators["Gemm"] + result.operators["MatMul"] == 0
+    assert result.cosine() > 0.98
+
+
+def test_hardswish_and_gates_stay_float_between_integer_convolutions(quantize):
+    torch.manual_seed(0)
+
+    def connect(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        y = F.hardswish(self.a(x))
+        return self.b(y * F.hardsigmoid(self.gate(F.adaptive_avg_pool2d(y, 1))))
+
+    model = Net(connect, a=conv(3, 8), gate=conv(8, 8, 1), b=conv(8, 8, groups=8))
+    result = quantize(model, images())
+    assert result.operators["QLinearConv"] == 3
+    assert result.operators["HardSigmoid"] == 2  # hardswish is x * hardsigmoid(x)
+    assert result.operators["QLinearMul"] == 0
+    assert result.cosine() > 0.98
+
+
+def test_integer_inputs_are_not_touched(quantize):
+    torch.manual_seed(0)
+    model = Net(
+        lambda s, ids, x: s.last(torch.relu(s.table(ids + 1).flatten(1) + s.first(x))),
+        table=nn.Embedding(50, 4),
+        first=nn.Linear(8, 16),
+        last=nn.Linear(16, 4),
+    )
+    ids = [torch.randint(0, 40, (1, 4)) for _ in range(SAMPLES)]
+    result = quantize(model, [(i, *x) for i, x in zip(ids, images((1, 8)), strict=True)])
+    assert result.operators["QGemm"] == 2
+    assert result.operators["Add"] == 1  # the integers'
+    assert result.cosine() > 0.98
+
+
+def test_nothing_to_quantize_changes_nothing(quantize):
+    result = quantize(Net(lambda _, x: F.layer_norm(x, (8,)) * torch.softmax(x, 1)), images((1, 8)))
+    assert not {name for name in result.operators if "Quantize" in name or "QLinear" in name}
+    assert np.array_equal(result.before, result.after)
+
+
+def test_skipped_modules_stay_float(quantize):
+    torch.manual_seed(0)
+    block = nn.Sequential(conv(8, 8), nn.ReLU(), conv(8, 8))
+    model = nn.Sequential(conv(3, 8), block, conv(8, 8))
+    result = quantize(model, images(), OrtQuantizer(skip=["model.1"]))
+    assert result.operators["QLinearConv"] == 2
+    assert result.operators["Conv"] + result.operators["FusedConv"] == 2
+
+
+def test_skipping_what_is_not_there_names_every_mistake():
+    quantizer = OrtQuantizer(skip=["model.0", "model.9", "features.*"])
+    graph = quantizer.annotate(export(nn.Sequential(conv(3, 4)), images()[0]))
+    with pytest.raises(UsageError, match=r"under features\.\*, model\.9 \("):
+        quantizer.validate(graph)
+
+
+def test_units_read_and_give_unsigned_activations_and_signed_weights():
+    graph = annotated(nn.Sequential(conv(3, 6, groups=3), nn.ReLU6()), images()[0])
+    clamp, convolution = specs(graph)["hardtanh"], specs(graph)["conv2d"]
+    assert list(convolution.input_qspec_map.values()) == [ACTIVATION, WEIGHT]
+    assert convolution.output_qspec is None  # the clamp's output is the unit's
+    assert clamp.output_qspec == ACTIVATION
+    assert (ACTIVATION.dtype, ACTIVATION.qscheme) == (torch.uint8, torch.per_tensor_affine)
+    assert (WEIGHT.dtype, WEIGHT.qscheme) == (torch.int8, torch.per_channel_symmetric)
+    assert (WEIGHT.quant_min, WEIGHT.quant_max, WEIGHT.ch_axis) == (-127, 127, 0)
+
+
+@pytest.mark.parametrize(
+    "connect",
+    [
+        pytest.param(lambda s, x: torch.tanh(x) + torch.tanh(s.a(x)), id="float on both sides"),
+        pytest.param(lambda s, x: torch.tanh(torch.tanh(x) + s.a(x)), id="float before and after"),
+        pytest.param(lambda s, x: s.a(x) + 1.0, id="a number"),
+        pytest.param(lambda s, x: torch.add(s.a(x), s.b(x), alpha=2), id="scaled"),
+        pytest.param(lambda s, x: s.a(x) + s.bias, id="a constant"),
+        pytest.param(lambda s, x: s.a(x) + s.a(x).shape[0] * s.a(x).long(), id="integers"),
+    ],
+)
+def test_an_addition_is_not_quantized_for(connect):
+    model = Net(connect, a=conv(3, 3), b=conv(3, 3))
+    model.register_buffer("bias", torch.ones(3, 1, 1))
+    names = specs(annotated(model, images()[0]))
+    assert "conv2d" in names
+    assert not {name for name in names if name.startswith("add")}
+
+
+@pytest.mark.parametrize(
+    "connect",
+    [
+        pytest.param(lambda s, x, w: F.conv2d(x, w), id="computed weights"),
+        pytest.param(lambda s, x, w: F.conv2d(x, s.w, w[:, 0, 0, 0]), id="computed bias"),
+        pytest.param(lambda s, x, w: F.conv2d(x.double(), s.w.double()), id="float64"),
+        pytest.param(lambda s, x, w: F.conv_transpose2d(x, s.w), id="transposed"),
+    ],
+)
+def test_a_convolution_without_an_integer_kernel_is_left_alone(connect):
+    model = Net(connect)
+    model.register_buffer("w", torch.randn(3, 3, 3, 3))
+    assert not specs(annotated(model, (torch.randn(IMAGE), torch.randn(3, 3, 3, 3))))
+
+
+def test_global_pooling_computes_the_same_by_a_window():
+    x = torch.randn(2, 3, 6, 4)
+    model = Net(lambda _, x: F.adaptive_avg_pool2d(x, 1)[..., 0, 0] * x.mean((-1, 2)))
+    graph = export(model, (x,))
+    expected = graph(x)
+    rewritten = OrtQuantizer().transform_for_annotation(graph)
+    targets = [str(node.target) for node in rewritten.graph.nodes]
+    assert targets.count("aten.avg_pool2d.default") == 2
+    assert torch.allclose(rewritten(x), expected, atol=1e-6)
+
+
+def test_other_means_are_left_alone():
+    x = torch.randn(2, 3, 6, 4)
+    model = Net(lambda _, x: x.mean((1, 2)) + x.mean(1).mean(1) + F.adaptive_avg_pool2d(x, 2).sum())
+    graph = OrtQuantizer().transform_for_annotation(export(model, (x,)))
+    assert "aten.avg_pool2d.default" not in [str(node.target) for node in graph.graph.nodes]
