@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,6 @@ from devices.inventory import Device
 from devices.session import Job, RunRecorder, Session, visit
 from pipeline.data import Images
 from pipeline.stage import Workspace
-from profiles.canonical import digest
 from profiles.errors import AgentError
 from profiles.recipe import Measure
 from profiles.records import Artifact, Condition, Run, Trial
@@ -32,7 +32,7 @@ def input_file(workspace: Workspace, values: Images) -> Path:
     folder = workspace.root / "inputs"
     folder.mkdir(exist_ok=True)
     content = np.ascontiguousarray(values, dtype="<f4").tobytes()
-    path = folder / f"{digest([values.shape, content.hex()])}.bin"
+    path = folder / f"{hashlib.sha256(content).hexdigest()}.bin"
     if not path.exists():
         aside = path.with_suffix(".partial")
         aside.write_bytes(content)
@@ -121,7 +121,7 @@ def _ready(workspace: Workspace, session: Session, trials: Sequence[Trial]) -> l
 def _groups(trials: Sequence[Trial], together: bool) -> list[list[Trial]]:
     """Trials that share a visit's rounds: all of them, or those that can share a process."""
     if not together:
-        return [list(trials)]
+        return [list(trials)] if trials else []
     groups: dict[tuple[str, int], list[Trial]] = {}
     for trial in trials:
         groups.setdefault((trial.runtime, trial.condition.threads), []).append(trial)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.quiet import quiet
 from profiles.canonical import file_sha256
 from profiles.errors import UsageError
 from profiles.records import FORMATS, SUFFIX_OF, Artifact, Io, TensorSpec
@@ -26,7 +27,8 @@ def read_artifact(path: Path) -> Artifact:
         raise UsageError(f"{path}: expected one of {', '.join(SUFFIX_OF.values())}")
     (format_,) = formats
     try:
-        io = _READERS[format_](path)
+        with quiet():
+            io = _READERS[format_](path)
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), "")
         raise UsageError(f"{path} cannot be loaded as {format_}: {reason}") from error

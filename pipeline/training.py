@@ -71,7 +71,7 @@ def train_classifier(
 
     def step(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         loss = nn.functional.cross_entropy(module(x), y)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss
 
     optimise(module, data, training, step, progress, label)

@@ -164,7 +164,12 @@ def _litert_interpreter() -> Any:
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError:
-        from tflite_runtime.interpreter import Interpreter
+        try:
+            from tflite_runtime.interpreter import Interpreter
+        except ImportError as error:
+            raise ImportError(
+                "neither ai_edge_litert nor tflite_runtime can be imported"
+            ) from error
     return Interpreter
 
 

@@ -289,7 +289,8 @@ def _connect(
         raise DeviceUnreachable(f"no SSH with {where}: {error}") from error
     except OSError as error:
         raise DeviceUnreachable(
-            f"no connection to {where}: {error}", "is the board on, and sshd running?"
+            f"no connection to {where}: {error.strerror or error}",
+            "is the board on, and sshd running?",
         ) from error
     return client
 

@@ -94,9 +94,9 @@ def write_artifact(
     Raises:
         ExportError: if the format cannot express it; no file is left.
     """
-    writer = importlib.import_module(_MODULES[format_][0])
     try:
         with quiet():
+            writer = importlib.import_module(_MODULES[format_][0])
             record: Mapping[str, Any] = writer.write(program, path)
     except Exception as error:
         path.unlink(missing_ok=True)

@@ -82,10 +82,10 @@ def train_supernet(
     def step(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         logits = network.forward_genome(x, largest)
         loss = nn.functional.cross_entropy(logits, y)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         target = logits.detach().softmax(1)
         for genome in (smallest, *network.space.sample(1, rng)):
-            nn.functional.cross_entropy(network.forward_genome(x, genome), target).backward()  # type: ignore[no-untyped-call]
+            nn.functional.cross_entropy(network.forward_genome(x, genome), target).backward()
         return loss
 
     optimise(network, data, training, step, progress, "super-network")
