@@ -22,14 +22,12 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
-from devices.agent.agent import RUNTIMES
 from devices.transport.base import Transport
 from profiles.catalog import DeviceProfile, load_profile
 from profiles.config import Config, parse, read_yaml
 from profiles.errors import UsageError
 
 _SCHEMES = ("ssh", "local", "scripted")
-DEFAULT_INVENTORY = Path("devices.yaml")
 
 
 def _host_path(path: Path, info: ValidationInfo) -> Path:
@@ -145,6 +143,3 @@ def load_inventory(path: Path) -> Inventory:
         ConfigError: lists all its mistakes.
     """
     return parse(Inventory, read_yaml(path), str(path), path.absolute().parent)
-
-
-__all__ = ["DEFAULT_INVENTORY", "RUNTIMES", "Device", "Inventory", "load_inventory"]

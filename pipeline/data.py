@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipeline.importing import load_object
 from pipeline.stage import source_digest
 from profiles.canonical import digest, file_sha256
-from profiles.errors import DataError
+from profiles.errors import DataError, EdgeError
 from profiles.recipe import DataSource, FolderData, NpzData
 
 Images = NDArray[np.float32]
@@ -90,8 +90,8 @@ def _data_key(source: DataSource) -> str:
         files = {str(p): file_sha256(p) for p in (source.npz.train, source.npz.test)}
     elif source.folder:
         files = {
-            str(path.relative_to(root)): file_sha256(path)
-            for root in (source.folder.train, source.folder.test)
+            f"{split}/{path.relative_to(root)}": file_sha256(path)
+            for split, root in (("train", source.folder.train), ("test", source.folder.test))
             for path in _image_files(root)
         }
     code = source_digest(source.factory) if source.factory else None
@@ -106,54 +106,63 @@ def load_data(source: DataSource) -> Dataset:
             and labels do not match.
     """
     if source.npz:
-        splits = [
-            _from_npz(path, source.npz, source) for path in (source.npz.train, source.npz.test)
-        ]
+        train = _from_npz(source.npz.train, source.npz, source)
+        test = _from_npz(source.npz.test, source.npz, source)
     elif source.folder:
-        splits = [
-            _from_folder(root, source.folder, source)
-            for root in (source.folder.train, source.folder.test)
-        ]
+        train = _from_folder(source.folder.train, source.folder, source)
+        test = _from_folder(source.folder.test, source.folder, source)
     else:
-        splits = [_from_factory(source, name) for name in ("train", "test")]
-    train, test = splits
-    _check("train", train)
-    _check("test", test)
+        train, test = (_from_factory(source, name) for name in ("train", "test"))
     return Dataset(train, test, calibration_size=min(source.calibration, len(train.y)))
 
 
-def _check(name: str, split: Split) -> None:
-    if len(split.y) == 0:
-        raise DataError(f"the {name} split is empty")
+def _checked(name: str, split: Split) -> Split:
+    if split.x.ndim != 4 or split.y.ndim != 1:
+        raise DataError(
+            f"{name}: inputs have shape {split.x.shape} and labels {split.y.shape}, expected"
+            " four dimensions and one"
+        )
+    if len(split.y) == 0 or split.x.size == 0:
+        raise DataError(f"{name} is empty")
     if len(split.x) != len(split.y):
-        raise DataError(f"the {name} split has {len(split.x)} inputs and {len(split.y)} labels")
+        raise DataError(f"{name} has {len(split.x)} inputs and {len(split.y)} labels")
     if not np.isfinite(split.x).all():
-        raise DataError(f"the {name} split has values that are not finite")
+        raise DataError(f"{name} has values that are not finite")
+    return split
 
 
 def _from_factory(source: DataSource, name: str) -> Split:
     factory = load_object(source.factory or "")
-    batches: Iterable[tuple[Any, Any]] = factory(split=name, **source.arguments)
     xs, ys = [], []
-    for x, y in batches:
-        xs.append(np.asarray(x, dtype=np.float32))
-        ys.append(np.asarray(y, dtype=np.int64))
-    if not xs:
-        raise DataError(f"{source.factory} yields no batch for the {name} split")
-    return Split(np.concatenate(xs), np.concatenate(ys))
+    try:
+        batches: Iterable[tuple[Any, Any]] = factory(split=name, **source.arguments)
+        for x, y in batches:
+            xs.append(np.asarray(x, dtype=np.float32))
+            ys.append(np.asarray(y, dtype=np.int64))
+        if not xs:
+            raise DataError(f"{source.factory} yields no batch for the {name} split")
+        split = Split(np.concatenate(xs), np.concatenate(ys))
+    except EdgeError:
+        raise
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise DataError(f"{source.factory} failed: {type(error).__name__}: {reason}") from error
+    return _checked(f"the {name} split of {source.factory}", split)
 
 
 def _from_npz(path: Path, npz: NpzData, source: DataSource) -> Split:
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            x, y = arrays["x"], arrays["y"]
-    except (OSError, ValueError, KeyError) as error:
+            x, y = arrays["x"], arrays["y"].astype(np.int64)
+        if x.dtype != np.uint8:
+            x = x.astype(np.float32)
+    except Exception as error:  # a damaged archive raises whatever zipfile and zlib do
         raise DataError(f"{path} is not an .npz with plain arrays x and y: {error}") from error
     if x.ndim != 4:
         raise DataError(f"{path}: x has shape {x.shape}, expected four dimensions ({npz.layout})")
     if npz.layout == "nhwc":
         x = x.transpose(0, 3, 1, 2)
-    return Split(_normalise(x, source), y.astype(np.int64))
+    return _checked(str(path), Split(_normalise(x, source), y))
 
 
 def _image_files(root: Path) -> list[Path]:
@@ -169,7 +178,9 @@ def _from_folder(root: Path, folder: FolderData, source: DataSource) -> Split:
             f"{root} has no images",
             f"expected one folder per class with {', '.join(_IMAGE_SUFFIXES)}",
         )
-    classes = sorted({path.parent.name for path in files})
+    # From both splits: a class has one number, also where a split has no image of it.
+    everything = (*_image_files(folder.train), *_image_files(folder.test))
+    classes = sorted({path.parent.name for path in everything})
     height, width = folder.size
     images = []
     for path in files:
@@ -180,7 +191,7 @@ def _from_folder(root: Path, folder: FolderData, source: DataSource) -> Split:
             raise DataError(f"{path} cannot be read as an image: {error}") from error
     x = np.stack(images).transpose(0, 3, 1, 2)
     y = np.array([classes.index(path.parent.name) for path in files], dtype=np.int64)
-    return Split(_normalise(x, source), y)
+    return _checked(str(root), Split(_normalise(x, source), y))
 
 
 def _normalise(x: NDArray[Any], source: DataSource) -> Images:

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,6 @@ class StageResult:
     key: str
     folder: Path
     value: Mapping[str, Any]
-    cached: bool
 
 
 @dataclass(slots=True)
@@ -80,7 +79,6 @@ class Workspace:
     store: Store
     progress: Progress
     _lock: FileLock
-    _seen: set[str] = field(default_factory=set)
 
     @classmethod
     def open(cls, root: Path, progress: Progress = lambda text: None) -> Workspace:
@@ -125,13 +123,16 @@ class Workspace:
             self.progress(f"{stage.name} ...")
             partial = folder.with_name(f".partial-{folder.name}")
             partial.mkdir()
-            value = {"key": key, "value": work(partial)}
+            try:
+                value = {"key": key, "value": work(partial)}
+            except BaseException:
+                shutil.rmtree(partial)  # another format may come to the same stage
+                raise
             (partial / _RESULT).write_text(canonical_json(value))
             _sync(partial)
             partial.rename(folder)
             _sync_folder(folder.parent)
-            return StageResult(key, folder, self._read(folder), cached=False)
-        return StageResult(key, folder, self._read(folder), cached=True)
+        return StageResult(key, folder, self._read(folder))
 
     def _read(self, folder: Path) -> Mapping[str, Any]:
         value: Mapping[str, Any] = json.loads((folder / _RESULT).read_text())["value"]

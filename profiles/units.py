@@ -7,7 +7,6 @@ touches a device converts from another unit, and only the functions here convert
 from __future__ import annotations
 
 NS_PER_MS = 1_000_000
-NS_PER_S = 1_000_000_000
 
 UNKNOWN = "unknown"
 

@@ -6,9 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from devices.loopback import LoopbackServer, find_sshd, serve
 from tests.builders import TinyModel, build_tiny_model
+
+# How long one example takes depends on what else the machine does.
+settings.register_profile("edgeloop", deadline=None, print_blob=True)
+settings.load_profile("edgeloop")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

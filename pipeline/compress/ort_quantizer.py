@@ -35,7 +35,7 @@ from torchao.quantization.pt2e.quantizer import SharedQuantizationSpec as Shared
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY as KEY
 from torchao.quantization.pt2e.utils import _fuse_linear_bn_
 
-from profiles.errors import UsageError
+from profiles.errors import ModelError, UsageError
 
 _aten = torch.ops.aten
 
@@ -46,8 +46,8 @@ def _overloads(names: str) -> frozenset[Any]:
 
 
 _WEIGHTED = _overloads("conv1d conv1d.padding conv2d conv2d.padding linear")
-_CLAMPS = _overloads("relu relu6 hardtanh clamp clamp_min")
-_JOINS = _overloads("add.Tensor mul.Tensor cat")
+_CLAMPS = _overloads("relu relu_ relu6 relu6_ hardtanh hardtanh_ clamp clamp_ clamp_min clamp_min_")
+_JOINS = _overloads("add.Tensor add_.Tensor mul.Tensor mul_.Tensor cat")
 _POOLS = _overloads("avg_pool2d adaptive_avg_pool2d")
 _PASSING = _overloads(
     "max_pool2d flatten.using_ints reshape view permute transpose.int squeeze.dim squeeze.dims "
@@ -81,18 +81,23 @@ class OrtQuantizer(Quantizer):  # type: ignore[misc]  # torchao is untyped
         """Bring the graph into a form whose units ONNX Runtime has integer kernels for.
 
         Batch norms are folded into linear layers.  Global pooling becomes pooling by a window,
-        because it is otherwise exported as ``ReduceMean``, which has no integer kernel.  In-place
-        operators become functional: a quantized value is a copy, and would not see the change.
+        because it is otherwise exported as ``ReduceMean``, which has no integer kernel.
 
         Args:
             model: after NNCF folded batch norms into convolutions; changed in place.
 
         Returns:
             The same module, computing the same function.
+
+        Raises:
+            ModelError: if it assigns to a part of a tensor; NNCF drops that without a word.
         """
+        lost = [node.name for node in model.graph.nodes if _is_lost(node)]
+        if lost:
+            hint = "functionalize the exported program with run_decompositions({})"
+            raise ModelError(f"the model assigns to parts of tensors: {', '.join(lost)}", hint)
         _fuse_linear_bn_(model)
         for node in list(model.graph.nodes):
-            _make_functional(node)
             _pool_by_window(node)
         model.recompile()
         return model
@@ -195,6 +200,12 @@ def _tail(node: Node) -> Node:
     return reader if len(node.users) == 1 and reader.target in _CLAMPS and fuses else node
 
 
+def _is_lost(node: Node) -> bool:
+    """Whether the node works by its effect alone, as the end of ``y[:, :4] = 0`` does."""
+    operator = node.target
+    return isinstance(operator, OpOverload) and operator._schema.is_mutable and not node.users
+
+
 def _joined(node: Node) -> list[Node]:
     """What a join reads, if ONNX Runtime could read all of it as integers, else nothing."""
     if node.target not in _JOINS or node.kwargs:
@@ -203,27 +214,6 @@ def _joined(node: Node) -> list[Node]:
     inputs = list(first) if node.target == _aten.cat.default else [first, second]
     plain = all(_is_float(i) and not _is_constant(i) for i in inputs)
     return inputs if plain and len(set(inputs)) == len(inputs) > 1 else []
-
-
-def _make_functional(node: Node) -> None:
-    """Give the node's effect as a value: readers of a quantized copy would not see it in place."""
-    if not isinstance(node.target, OpOverload) or not node.target._schema.is_mutable:
-        return
-    changed = _arguments(node, 1)[0]
-    overload = node.target._overloadname
-    packet = getattr(_aten, node.target._schema.name.removeprefix("aten::").removesuffix("_"), None)
-    # Through a view, an operator changes more than the value it is given.
-    through_view = any(_is_view(n) for n in (changed, *changed.users) if n is not node)
-    known = packet is not None and overload in packet.overloads()
-    if known and changed.op == "call_function" and not through_view:
-        node.target = getattr(packet, overload)
-        changed.replace_all_uses_with(node, delete_user_cb=lambda user: user > node)
-
-
-def _is_view(node: Node) -> bool:
-    returns = node.target._schema.returns if isinstance(node.target, OpOverload) else []
-    aliases = [result.alias_info for result in returns]
-    return node.target in _PASSING or any(a is not None and not a.is_write for a in aliases)
 
 
 def _pool_by_window(node: Node) -> None:

@@ -13,55 +13,24 @@ import torch
 from torch import nn
 
 from devices.inventory import Device
-from pipeline.campaign import Subject, input_file, measure
 from pipeline.data import DataHandle
-from pipeline.export import export_stage
-from pipeline.export.parity import parity_stage
 from pipeline.importing import load_object
-from pipeline.model import PROGRAM, REFERENCE, reference_outputs, save_program, trace
 from pipeline.search.blocks import measure_blocks
-from pipeline.search.evolve import Evolution, best_and_most_diverse, evolve
+from pipeline.search.evolve import Evolution, evolve
+from pipeline.search.verify import Candidate, Ground, verify
 from pipeline.stage import Stage, StageResult, Workspace, source_digest
 from pipeline.supernet.base import SuperNetwork, recalibrate, train_supernet
 from pipeline.training import logits_of, torch_threads
 from profiles.canonical import digest
-from profiles.errors import EdgeError, StageError, UsageError
+from profiles.errors import UsageError
 from profiles.recipe import Recipe, Search
 from profiles.space import Genomes
-from profiles.statistics import Agreement, summarise
+from profiles.statistics import Agreement
 from profiles.table import LatencyTable
 
 _WEIGHTS = "weights.safetensors"
 _EVALUATION_BATCH = 256
 _SUPERNET_MODULES = ("pipeline.supernet", "pipeline.training")
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A sub-network that was proposed and measured.
-
-    Args:
-        round: in which it was proposed, from 1.
-        genome: in the table's space.
-        description: the same in words.
-        artifact_sha256: what was measured.
-        predicted_ns: by the table as it was before this round's measurements.
-        measured_ns, ci95_ns: on the device.
-        validation_accuracy: what the search saw.
-        accuracy: of the artifact itself, on the test split.
-        size_bytes: of the artifact.
-    """
-
-    round: int
-    genome: tuple[int, ...]
-    description: str
-    artifact_sha256: str
-    predicted_ns: float
-    measured_ns: float
-    ci95_ns: tuple[float, float] | None
-    validation_accuracy: float
-    accuracy: float
-    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,19 +54,6 @@ class SearchResult:
     failures: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Ground:
-    """What every round of a search stands on."""
-
-    workspace: Workspace
-    recipe: Recipe
-    settings: Search
-    device: Device
-    data: DataHandle
-    network: SuperNetwork
-    supernet: StageResult
-
-
 def search(workspace: Workspace, recipe: Recipe, data: DataHandle, device: Device) -> SearchResult:
     """Train the recipe's super-network, measure its blocks, and search it in rounds.
 
@@ -115,13 +71,13 @@ def search(workspace: Workspace, recipe: Recipe, data: DataHandle, device: Devic
     trained = supernet_stage(workspace, recipe, settings, data)
     network = _load_supernet(settings, trained.folder)
     table = table_of(workspace, recipe, device, network)
-    ground = _Ground(workspace, recipe, settings, device, data, network, trained)
+    ground = Ground(workspace, recipe, settings, device, data, network, trained)
     candidates: list[Candidate] = []
     failures: list[str] = []
     accuracies: dict[tuple[int, ...], float] = {}
     for number in range(1, settings.rounds + 1):
         evolution = _round(ground, table, number, accuracies, candidates)
-        found, failed = _verify(ground, table, number, evolution, candidates)
+        found, failed = verify(ground, table, number, evolution, candidates)
         failures += failed
         if found:
             table = _learn(table, candidates, found, number)
@@ -201,7 +157,7 @@ def table_path(workspace: Workspace, recipe: Recipe, device: Device) -> Path:
 
 
 def _round(
-    ground: _Ground,
+    ground: Ground,
     table: LatencyTable,
     number: int,
     accuracies: dict[tuple[int, ...], float],
@@ -257,107 +213,6 @@ def _round(
     value = ground.workspace.run(stage, work).value
     accuracies.update({tuple(genome): found for genome, found in value["accuracies"]})
     return Evolution(np.array(value["genomes"], dtype=np.int64), np.array(value["scores"]))
-
-
-def _verify(
-    ground: _Ground,
-    table: LatencyTable,
-    number: int,
-    evolution: Evolution,
-    measured: Sequence[Candidate],
-) -> tuple[list[Candidate], list[str]]:
-    """Extract, export, check and measure this round's proposals on the device."""
-    known = {candidate.genome for candidate in measured}
-    picks = best_and_most_diverse(evolution, ground.settings.candidates, known)
-    predicted = table.predict_ns(evolution.genomes[picks])
-    ready: list[tuple[int, Subject, float]] = []
-    failures = []
-    for place, pick in enumerate(picks):
-        genome = evolution.genomes[pick]
-        try:
-            subject, accuracy = _prepare(ground, genome)
-        except EdgeError as error:
-            failures.append(f"{ground.network.space.describe(genome)}: {error}")
-            continue
-        ready.append((place, subject, accuracy))
-    settings = ground.settings.measure.model_copy(update={"threads": (ground.settings.threads,)})
-    subjects = [subject for _, subject, _ in ready]
-    trials = {
-        trial.artifact_sha256: trial
-        for trial in measure(ground.workspace, ground.device, subjects, settings)
-    }
-    candidates = []
-    for place, subject, accuracy in ready:
-        trial = trials[subject.artifact.sha256]
-        genome = evolution.genomes[picks[place]]
-        description = ground.network.space.describe(genome)
-        if trial.status != "accepted":
-            failures.append(f"{description}: {trial.reason}")
-            continue
-        summary = summarise([run.samples_ns for run in trial.runs if run.complete])
-        candidates.append(
-            Candidate(
-                round=number,
-                genome=tuple(int(gene) for gene in genome),
-                description=description,
-                artifact_sha256=subject.artifact.sha256,
-                predicted_ns=float(predicted[place]),
-                measured_ns=summary.median_ns,
-                ci95_ns=summary.ci95_ns,
-                validation_accuracy=1 - float(evolution.scores[picks[place], 0]),
-                accuracy=accuracy,
-                size_bytes=subject.artifact.size_bytes,
-            )
-        )
-    return candidates, failures
-
-
-def _prepare(ground: _Ground, genome: Genomes) -> tuple[Subject, float]:
-    """One sub-network as a checked artifact, and that artifact's accuracy on the test split.
-
-    Raises:
-        StageError: if it cannot be exported or fails parity.
-    """
-    workspace, data = ground.workspace, ground.data.arrays
-    stage = Stage(
-        "candidate",
-        {"supernet": ground.supernet.key, "genome": genome.tolist(), "split": ground.settings.seed},
-        ("pipeline.supernet", "pipeline.model"),
-        ("torch",),
-    )
-
-    def work(folder: Path) -> dict[str, Any]:
-        train, _ = data.search_splits(ground.settings.seed)
-        module = recalibrate(ground.network.extract(genome), train.x)
-        program = trace(module, torch.from_numpy(data.test.x[:1]))
-        save_program(program, folder / PROGRAM)
-        reference = reference_outputs(program, data.test.x)
-        np.save(folder / REFERENCE, reference, allow_pickle=False)
-        return {}
-
-    extracted = workspace.run(stage, work)
-    artifact = export_stage(
-        workspace,
-        extracted.folder / PROGRAM,
-        ground.settings.format,
-        model=f"{ground.recipe.name}-search",
-        variant=ground.network.space.describe(genome),
-        dtype="float32",
-        role="candidate",
-    )
-    reference = extracted.folder / REFERENCE
-    parity = parity_stage(
-        workspace,
-        artifact,
-        ground.recipe.tolerances.float32,
-        ground.data,
-        reference,
-        reference,
-    )
-    workspace.store.put_artifact(artifact, parity)
-    if not parity.passed:
-        raise StageError(f"parity: {parity.reason}")
-    return Subject(artifact, (input_file(workspace, data.test.x[:1]),)), parity.accuracy
 
 
 def _learn(

@@ -17,7 +17,7 @@ from torch import nn
 
 from pipeline.compress import silence_telemetry
 from pipeline.compress.ort_quantizer import ACTIVATION, WEIGHT, OrtQuantizer
-from profiles.errors import UsageError
+from profiles.errors import ModelError, UsageError
 
 pytestmark = pytest.mark.filterwarnings(
     # PyTorch's exporter, of its own tree utilities.
@@ -266,6 +266,31 @@ def test_what_changes_in_place_changes_for_every_reader(quantize):
     assert result.cosine() > 0.98
 
 
+def test_assigning_to_a_part_of_a_tensor_is_refused_until_it_is_functional(quantize):
+    torch.manual_seed(0)
+
+    def connect(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        y = self.a(x)
+        y[:, :4] *= 0.5
+        return self.b(y)
+
+    model, samples = Net(connect, a=conv(3, 8), b=conv(8, 8)), images()
+    with pytest.raises(ModelError, match=r"parts of tensors: copy_ \(.*run_decompositions"):
+        quantize(model, samples)
+    functional = torch.export.export(Traced(model.eval()), samples[0]).run_decompositions({})
+    result = quantize(functional.module(), samples)
+    assert result.operators["QLinearConv"] == 2
+    assert result.cosine() > 0.98
+
+
+def test_pooling_by_maximum_passes_the_integers_on(quantize):
+    torch.manual_seed(0)
+    layers = [conv(3, 8), nn.MaxPool2d(2), conv(8, 8), nn.MaxPool2d(2), nn.Flatten()]
+    result = quantize(nn.Sequential(*layers, nn.Linear(512, 4)), images())
+    assert result.operators["MaxPool"] == 2
+    assert result.operators["QuantizeLinear"] == result.operators["DequantizeLinear"] == 1
+
+
 def test_a_layer_over_tokens_fuses_though_its_clamp_does_not(quantize):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
@@ -343,6 +368,7 @@ def test_units_read_and_give_unsigned_activations_and_signed_weights():
     [
         pytest.param(lambda s, x: torch.tanh(x) + torch.tanh(s.a(x)), id="float on both sides"),
         pytest.param(lambda s, x: torch.tanh(torch.tanh(x) + s.a(x)), id="float before and after"),
+        pytest.param(lambda s, x: s.norm(s.norm(x) + s.a(x)) + s.b(x), id="half of its readers"),
         pytest.param(lambda s, x: s.a(x) + 1.0, id="a number"),
         pytest.param(lambda s, x: torch.add(s.a(x), s.b(x), alpha=2), id="scaled"),
         pytest.param(lambda s, x: s.a(x) + s.bias, id="a constant"),

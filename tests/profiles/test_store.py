@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sqlalchemy import create_engine
@@ -67,6 +67,7 @@ def test_samples_come_back_bit_for_bit(path):
     assert (len(found.warmup_ns), found.warmup_ns.dtype) == (0, np.int64)
 
 
+@settings(max_examples=25)
 @given(samples=arrays(np.int64, st.integers(0, 50)), warmup=arrays(np.int64, st.integers(0, 9)))
 def test_any_samples_come_back_bit_for_bit(samples, warmup):
     with Store(Path(":memory:")) as store:
@@ -487,7 +488,7 @@ def test_several_processes_write_at_once(path, exists):
     """Also where all of them find no store and each wants to make it."""
     if exists:
         Store(path).close()
-    names = ["a", "b", "c", "d"]
+    names = ["a", "b", "c"]
     processes = [writer(path, name, 15) for name in names]
     for process in processes:
         process.stdin.write(b"go\n")
@@ -549,7 +550,7 @@ def test_a_reader_is_not_held_up_by_a_writer(store, path):
 # Kills
 
 
-@pytest.mark.parametrize("attempt", range(6))
+@pytest.mark.parametrize("attempt", range(4))
 def test_a_kill_leaves_committed_rows_and_nothing_else(path, attempt):
     Store(path).close()
     process = writer(path, "killed", 100_000)
@@ -576,6 +577,7 @@ def test_a_kill_leaves_committed_rows_and_nothing_else(path, attempt):
 KILLED_MIGRATIONS = """
 import os, signal, sys
 from pathlib import Path
+import alembic.command  # once, not in every child
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 from profiles.store import Store

@@ -1,0 +1,119 @@
+"""The README's own path, command by command: a new user's model on a board, here this machine."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+README = Path(__file__).parents[2] / "README.md"
+DEVICE_LAB = Path(sys.executable).with_name("device-lab")
+
+MODEL = """
+from torch import nn
+
+from pipeline.supernet.elastic import ElasticConvNet, StagePlan
+
+
+def build():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
+    )
+
+
+def elastic():
+    return ElasticConvNet(
+        input_shape=(3, 8, 8), stem_width=8, stem_stride=1, stages=[StagePlan(8, depth=2)],
+        kernels=[3], expands=[1, 2], classes=4,
+    )
+"""
+SEARCH = """
+search:
+  supernet: mymodel:elastic
+  train: {epochs: 1}
+  measure: {runs: 3, iterations: 20, warmup_seconds: 0}
+  population: 4
+  generations: 2
+  candidates: 2
+"""
+# The README's settings are a user's; these are the same with less of everything.
+SMALLER = {
+    "formats: [executorch, onnx, tflite]": "formats: [onnx]",
+    "{runs: 5, iterations: 200, threads: [1, 4]}": "{runs: 3, iterations: 20}",
+    "ssh://pi@192.0.2.7     # or local: for this machine": "'local:'",
+    "key_file: ~/.ssh/id_ed25519     # optional: else your agent and default keys": "",
+    "edge/bin/python         # on the board": f"{sys.executable}\n    root: ROOT",
+}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README.read_text(), flags=re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = "".join(blocks("sh")).replace("\\\n", " ").splitlines()
+    return [line.split("  #")[0].strip() for line in lines if line.startswith("device-lab ")]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files that the README tells a user to write."""
+    folder = tmp_path_factory.mktemp("project")
+    devices, recipe = blocks("yaml")
+    for ours, smaller in SMALLER.items():
+        assert ours in devices + recipe, f"the README no longer says {ours!r}"
+        devices, recipe = devices.replace(ours, smaller), recipe.replace(ours, smaller)
+    machine = f"linux-{os.uname().machine}"
+    devices = devices.replace("linux-aarch64", machine).replace("ROOT", str(folder / "board"))
+    (folder / "devices.yaml").write_text(devices)
+    (folder / "recipe.yaml").write_text(recipe + SEARCH)
+    (folder / "mymodel.py").write_text(MODEL)
+    rng = np.random.default_rng(0)
+    for name, count in (("train", 60), ("test", 20)):
+        x = rng.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
+        np.savez(folder / f"{name}.npz", x=x, y=rng.integers(0, 4, count))
+    np.savez(folder / "calibration.npz", x=rng.standard_normal((16, 3, 8, 8)).astype("f4"))
+    script = (
+        "import torch, mymodel; from safetensors.torch import save_model;"
+        "from pathlib import Path; from pipeline.model import save_program, trace;"
+        "from pipeline.export import write_artifact; m = mymodel.build().eval();"
+        "save_model(m, 'mymodel.safetensors'); p = trace(m, torch.zeros(1, 3, 8, 8));"
+        "save_program(p, Path('model.pt2')); write_artifact(p, 'onnx', Path('model.onnx'))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    subprocess.run([sys.executable, "-c", script], cwd=folder, env=environment, check=True)
+    return folder
+
+
+@pytest.mark.slow
+def test_every_command_of_the_readme_works_in_its_order(project: Path) -> None:
+    assert len(commands()) >= 9
+    for command in commands():
+        words = shlex.split(command)
+        done = subprocess.run(
+            [DEVICE_LAB, *words[1:]], cwd=project, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    assert "<html" in (project / "report.html").read_text()[:200]
+
+
+@pytest.mark.slow
+def test_the_python_of_the_readme_works(project: Path) -> None:
+    (code,) = blocks("python")
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=project,
+        env={**os.environ, "PYTHONPATH": str(project)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^int8 onnx [\d.]+ \(", done.stdout, flags=re.MULTILINE)
