@@ -142,4 +142,8 @@ def load_inventory(path: Path) -> Inventory:
         UsageError: if it cannot be read.
         ConfigError: lists all its mistakes.
     """
+    if not path.is_file():
+        raise UsageError(
+            f"there is no inventory {path}", "write one (see the README), or name another"
+        )
     return parse(Inventory, read_yaml(path), str(path), path.absolute().parent)

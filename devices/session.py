@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
-from devices.agent import agent
+from devices.agent.agent import PLAN_FORMAT
+from devices.agent.program import build
 from devices.inventory import Device
 from devices.lease import lease
 from devices.push import RemoteStore
@@ -21,7 +22,6 @@ from devices.transport.base import Transport
 from profiles.errors import AgentError, ConnectionLost, DeviceError, EdgeError, RuntimeMissing
 from profiles.records import Condition, Io, Plan, Samples
 
-AGENT_PROGRAM = Path(agent.__file__)
 PROBE_DEADLINE_S = 120.0
 #: Longest time one run of the agent may take before it, and then we, give up.
 RUN_DEADLINE_S = 900
@@ -160,7 +160,9 @@ class Session:
 
     def install(self) -> None:
         """Put the agent there."""
-        self._agent = self._ensure([AGENT_PROGRAM])[AGENT_PROGRAM]
+        with TemporaryDirectory() as folder:
+            agent = build(Path(folder) / "agent.pyz")
+            self._agent = self._ensure([agent])[agent]
 
     def probe(self, runtimes: Sequence[str] = ()) -> Probe:
         """Ask for the device's facts and for these runtimes (all, if none is named).
@@ -249,7 +251,7 @@ class Session:
         files = [job.path for job in jobs] + [file for job in jobs for file in job.input_files]
         remote = self._ensure(files)
         content = {
-            "format": agent.PLAN_FORMAT,
+            "format": PLAN_FORMAT,
             "runtime": runtime,
             "threads": condition.threads,
             "core_mask": condition.core_mask,

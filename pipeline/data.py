@@ -152,7 +152,7 @@ def _from_factory(source: DataSource, name: str) -> Split:
 
 def _from_npz(path: Path, npz: NpzData, source: DataSource) -> Split:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             x, y = arrays["x"], arrays["y"].astype(np.int64)
         if x.dtype != np.uint8:
             x = x.astype(np.float32)

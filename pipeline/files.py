@@ -140,9 +140,9 @@ def _random_inputs(workspace: Workspace, artifact: Artifact) -> tuple[Path, ...]
 
 def _inputs(data: Path) -> Images:
     try:
-        with np.load(data, allow_pickle=False) as arrays:
+        with data.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             x: Images = np.ascontiguousarray(arrays["x"], dtype=np.float32)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged archive raises whatever zipfile and zlib do
         raise DataError(f"{data} is not an .npz with a plain array x: {error}") from error
     if len(x) == 0 or not np.isfinite(x).all():
         raise DataError(f"{data}: x is empty or not finite")

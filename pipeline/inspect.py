@@ -86,7 +86,7 @@ def _executorch(path: Path) -> Io:
     import torch
     from executorch.exir.scalar_type import ScalarType
 
-    from devices.agent.agent import executorch_library
+    from devices.agent.engines import executorch_library
 
     meta = executorch_library()._load_program(str(path)).method_meta("forward")
 

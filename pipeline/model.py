@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,13 @@ if TYPE_CHECKING:
 PROGRAM = "model.pt2"
 REFERENCE = "reference.npy"
 INPUT_NAME = "input"
+#: What an archive may hold: what ``torch.export.load`` reads without unpickling or running code.
+_PLAIN_ENTRY = re.compile(
+    r"[^/]+/(archive_format|archive_version|byteorder|\.data/(version|serialization_id)"
+    r"|models/model\.json|data/sample_inputs/model\.pt"
+    r"|data/weights/(weight_\d+|model_weights_config\.json)"
+    r"|data/constants/(tensor_\d+|model_constants_config\.json))"
+)
 
 
 def model_stage(workspace: Workspace, recipe: Recipe, data: DataHandle) -> StageResult:
@@ -178,15 +186,19 @@ def _refuse_pickles(path: Path) -> None:
 
     try:
         with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
+            names = archive.namelist()
+            strange = [n for n in names if not _PLAIN_ENTRY.fullmatch(n) or names.count(n) > 1]
+            if strange:
+                raise ModelError(f"{path} holds {strange[0]}, which may be code: refused")
+            for name in names:
                 if name.endswith("_config.json"):
                     entries = json.loads(archive.read(name)).get("config", {})
                     if any(entry.get("use_pickle") for entry in entries.values()):
                         raise ModelError(f"{path} holds pickled objects: refused")
+                elif name.endswith("/models/model.json"):
+                    json.loads(archive.read(name), object_hook=_refuse_source)
                 elif "/sample_inputs/" in name:
                     torch.load(io.BytesIO(archive.read(name)), weights_only=True)
-                elif name.endswith(".so") or "/aotinductor/" in name:
-                    raise ModelError(f"{path} holds compiled code: refused")
     except ModelError:
         raise
     except Exception as error:
@@ -194,6 +206,15 @@ def _refuse_pickles(path: Path) -> None:
             f"{path} is not a torch.export program of plain tensors: {type(error).__name__}",
             "save it with torch.export.save",
         ) from error
+
+
+def _refuse_source(value: dict[str, Any]) -> dict[str, Any]:
+    """PyTorch evaluates open dimensions, guards and names in a program as Python source."""
+    if "expr_str" in value or value.get("guards_code"):
+        raise ModelError("the program has open dimensions: refused", "export it for fixed shapes")
+    if not re.fullmatch(r"[\w.]*", str(value.get("name", ""))):
+        raise ModelError("the program has names that may be code: refused")
+    return value
 
 
 def _build(source: ModelSource) -> nn.Module:

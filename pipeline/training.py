@@ -16,6 +16,8 @@ from profiles.recipe import Training
 
 #: The loss of one batch; calls ``backward`` itself as often as it needs to.
 Step = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+#: What PyTorch raises for inputs or labels that a model is not made for.
+_MISFITS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)
 
 
 @contextmanager
@@ -41,6 +43,9 @@ def optimise(
         step: computes the loss of a batch and its gradients, and returns the loss.
         progress: told about each epoch.
         label: what is being trained, for progress.
+
+    Raises:
+        DataError: if the module cannot take such inputs or labels.
     """
     x, y = torch.from_numpy(data.x), torch.from_numpy(data.y)
     order = np.random.default_rng(training.seed)
@@ -56,7 +61,10 @@ def optimise(
             total = 0.0
             for indices in shuffled.tensor_split(batches):
                 optimiser.zero_grad()
-                loss = step(x[indices], y[indices])
+                try:
+                    loss = step(x[indices], y[indices])
+                except _MISFITS as error:
+                    raise _misfit(f"the {label}", data.x, error) from error
                 optimiser.step()
                 schedule.step()
                 total += float(loss.detach())
@@ -88,9 +96,11 @@ def logits_of(module: Callable[[torch.Tensor], torch.Tensor], x: Images, batch: 
         with torch.no_grad():
             for start in range(0, len(x), batch):
                 outputs.append(module(torch.from_numpy(x[start : start + batch])).numpy())
-    except (RuntimeError, ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(
-            f"the model does not take inputs of shape {x.shape[1:]}: {reason}"
-        ) from error
+    except _MISFITS as error:
+        raise _misfit("the model", x, error) from error
     return np.concatenate(outputs)
+
+
+def _misfit(what: str, x: Images, error: Exception) -> DataError:
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    return DataError(f"{what} does not take inputs of shape {x.shape[1:]}: {reason}")

@@ -272,7 +272,9 @@ class Recipe(Config):
     variants: tuple[Variant, ...] = (Variant(name="fp32", method="fp32"),)
     formats: tuple[ArtifactFormat, ...] = FORMATS
     tolerances: Tolerances = Tolerances()
-    inventory: Annotated[Path, AfterValidator(_expand)] = Path("devices.yaml")
+    inventory: Annotated[Path, AfterValidator(_expand), Field(validate_default=True)] = Path(
+        "devices.yaml"
+    )
     devices: Annotated[tuple[str, ...], Field(min_length=1)]
     measure: Measure = Measure()
     search: Search | None = None

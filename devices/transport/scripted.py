@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from devices.agent.agent import RUNTIMES
+from devices.agent.engines import RUNTIMES
 from devices.transport.base import Completed, LineSink, LineSplitter, quote
 from devices.transport.local import LocalTransport
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from devices.agent.agent import ENGINES
+from devices.agent.engines import ENGINES
 from pipeline.data import DataHandle, Images, Split
 from pipeline.quiet import quiet
 from pipeline.stage import Stage, Workspace

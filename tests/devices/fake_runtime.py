@@ -1,8 +1,8 @@
 """A stand-in for ONNX Runtime, for what the real one does not do on command.
 
 Put its folder first on ``PYTHONPATH`` of an agent.  It writes to file descriptor 1 in every way
-there is, sleeps ``FAKE_CALL_S`` in each inference, and names the CPU cores it may use as its
-providers.
+there is, sleeps ``FAKE_CALL_S`` in each inference, hangs in the one after ``FAKE_GOOD_CALLS``, and
+names the CPU cores it may use as its providers.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os, subprocess, time
 
 __version__ = "0.fake"
 _CALL_S = float(os.environ.get("FAKE_CALL_S", "0"))
+_left = int(os.environ.get("FAKE_GOOD_CALLS", "1000000000"))
 
 
 def _noise():
@@ -51,7 +52,11 @@ class InferenceSession:
         return ["cores " + ",".join(map(str, sorted(os.sched_getaffinity(0))))]
 
     def run_with_iobinding(self, binding):
+        global _left
         os.write(1, b"noise in the timed part")
+        if _left == 0:
+            time.sleep(3600)
+        _left -= 1
         if _CALL_S:
             time.sleep(_CALL_S)
 """

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from devices.session import AGENT_PROGRAM
+from devices.agent.program import build, sources
 from devices.transport.scripted import play_agent
 from tests.builders import TinyModel, agent_plan, write_plan
 from tests.devices import fake_runtime
@@ -30,7 +30,7 @@ def agent(tmp_path: Path) -> Path:
     """The program, away from the project it comes from."""
     folder = tmp_path / "board"
     folder.mkdir()
-    return Path(shutil.copy(AGENT_PROGRAM, folder / "agent.py"))
+    return build(folder / "agent.pyz")
 
 
 def command(agent: Path, *arguments: str) -> list[str]:
@@ -253,9 +253,15 @@ def test_standard_output_is_events_alone_whatever_the_runtime_prints(agent, tiny
         assert b"noise " + noise in done.stderr
 
 
-def start_slow(agent: Path, tiny_model: TinyModel, **plan: Any) -> subprocess.Popen[bytes]:
+def start_slow(
+    agent: Path, tiny_model: TinyModel, good_calls: int = 10**9, **plan: Any
+) -> subprocess.Popen[bytes]:
     """An agent whose run would take minutes."""
-    env = {**fake_runtime.install(agent.parent / "fake"), "FAKE_CALL_S": "0.01"}
+    env = {
+        **fake_runtime.install(agent.parent / "fake"),
+        "FAKE_CALL_S": "0.01",
+        "FAKE_GOOD_CALLS": str(good_calls),
+    }
     path = write_plan(
         agent.parent, [tiny_model.plan_job()], iterations=10_000, slice_iterations=5, **plan
     )
@@ -281,13 +287,14 @@ def test_killed_in_mid_run_what_was_said_stays_valid(agent, tiny_model):
 
 
 def test_lines_are_not_held_back(agent, tiny_model):
-    """The first samples arrive while thousands are still to be taken."""
-    process = start_slow(agent, tiny_model)
+    """What was measured before a call that never ends has already been said."""
+    # One call while loading, three of warm-up and two slices of five.
+    process = start_slow(agent, tiny_model, good_calls=1 + 3 + 10, deadline_s=10)
     with process:
-        seen = [json.loads(process.stdout.readline())["event"] for _ in range(6)]
+        events = [json.loads(process.stdout.readline()) for _ in range(6)]
         assert process.poll() is None
         process.kill()
-    assert seen[-1] == "samples"
+    assert len(samples(events, "tiny")) == 10
 
 
 def test_an_agent_nobody_listens_to_ends(agent, tiny_model):
@@ -356,21 +363,30 @@ def test_probe_of_a_runtime_that_does_not_exist(agent):
 # What a board must have
 
 
+def test_the_same_sources_make_the_same_program(tmp_path):
+    """Its name on the device is its hash: another one each time would be sent each time."""
+    assert build(tmp_path / "a.pyz").read_bytes() == build(tmp_path / "b.pyz").read_bytes()
+
+
 def test_the_agent_imports_the_standard_library_and_runtimes_only():
     allowed = {"numpy", "onnxruntime", "ai_edge_litert", "tflite_runtime", "executorch", "torch"}
     imported: set[str] = set()
-    for node in ast.walk(ast.parse(AGENT_PROGRAM.read_text())):
+    own = {"devices.agent", *(f"devices.agent.{module.stem}" for module in sources())}
+    trees = [ast.parse(module.read_text()) for module in sources()]
+    for node in (node for tree in trees for node in ast.walk(tree)):
         if isinstance(node, ast.Import):
             imported |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.module and node.level == 0
-            imported.add(node.module.split(".")[0])
+            if node.module not in own:
+                imported.add(node.module.split(".")[0])
     assert imported - set(sys.stdlib_module_names) <= allowed
 
 
-def test_the_agent_is_written_for_python_3_9():
+@pytest.mark.parametrize("module", sources(), ids=lambda module: module.name)
+def test_the_agent_is_written_for_python_3_9(module):
     """Boards with Debian 11 have it; newer syntax would fail there before the first event."""
-    tree = ast.parse(AGENT_PROGRAM.read_text(), feature_version=(3, 9))
+    tree = ast.parse(module.read_text(), feature_version=(3, 9))
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     strict = [
         call.lineno

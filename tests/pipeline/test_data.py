@@ -255,9 +255,7 @@ def factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_batches_of_a_factory_are_joined(factories: Path):
-    data = load_data(
-        source(factories, factory="data_factories:batches", arguments={"count": 3})
-    )
+    data = load_data(source(factories, factory="data_factories:batches", arguments={"count": 3}))
     assert data.train.x.shape == (9, 1, 4, 4)
     assert data.train.x.dtype == np.float32
     np.testing.assert_array_equal(data.test.y, [0, 0, 1, 1, 0, 1, 2, 0, 1])

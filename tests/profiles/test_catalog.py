@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from devices.agent.agent import RUNTIMES
+from devices.agent.engines import RUNTIMES
 from profiles import catalog
 from profiles.catalog import load_profile, profile_names
 from profiles.errors import ConfigError, UsageError

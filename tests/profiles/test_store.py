@@ -647,18 +647,28 @@ def open_files() -> int:
 
 
 def test_closing_gives_the_file_back(path):
-    before = open_files()
-    for _ in range(20):
+    before, closed = open_files(), []
+    for _ in range(5):
         with Store(path) as store:
             store.trials()
+        closed.append(store)
     assert open_files() <= before + 1
 
 
-def test_a_refused_file_is_given_back(path):
+@pytest.mark.parametrize("content", ["not a database", "another program", "newer"])
+def test_a_refused_file_is_given_back(path, content):
     path.parent.mkdir()
-    path.write_bytes(b"not a database" * 100)
-    before = open_files()
+    if content == "not a database":
+        path.write_bytes(b"not a database" * 100)
+    else:
+        table = "alembic_version" if content == "newer" else "bookmarks"
+        with sqlite3.connect(path) as raw:
+            raw.execute(f"CREATE TABLE {table} (version_num TEXT)")
+            raw.execute(f"INSERT INTO {table} VALUES ('0999')")
+        raw.close()
+    before, errors = open_files(), []
     for _ in range(5):
-        with pytest.raises(StoreError):
+        with pytest.raises(StoreError) as caught:
             Store(path)
+        errors.append(caught)  # an error that is kept keeps what is in its traceback
     assert open_files() <= before + 1

@@ -70,7 +70,12 @@ def prediction(candidates: Sequence[Mapping[str, Any]]) -> str:
     ends = [min(values) * 0.95, max(values) * 1.05]
     scale = alt.Scale(domain=ends, nice=False)
     base = alt.Chart(alt.Data(values=points)).encode(
-        x=alt.X("predicted:Q", title="predicted by the table, ms", scale=scale),
+        x=alt.X(
+            "predicted:Q",
+            title="predicted by the table, ms",
+            scale=scale,
+            axis=alt.Axis(tickCount=8),
+        ),
         color=alt.Color("round:N", title=None, scale=alt.Scale(range=_COLOURS)),
         tooltip=["network:N", "round:N", "predicted:Q", "measured:Q"],
     )
