@@ -51,7 +51,8 @@ class RunSummary:
         name: of the model.
         accuracy: of the uncompressed model on the test split, as a fraction.
         parameters: number of its parameters.
-        measurements: of its variants, one per artifact and device.
+        artifacts: sha256 of its variants' artifacts, measured or not.
+        measurements: of those, one per artifact and device.
         search: what the search found, as plain data, or ``None`` without one.
         failures: what did not work.
     """
@@ -59,6 +60,7 @@ class RunSummary:
     name: str
     accuracy: float
     parameters: int
+    artifacts: tuple[str, ...]
     measurements: tuple[Measurement, ...]
     search: dict[str, Any] | None
     failures: tuple[Failure, ...]
@@ -98,6 +100,7 @@ def run(
             name=recipe.name,
             accuracy=model.value["accuracy"],
             parameters=model.value["parameters"],
+            artifacts=tuple(item.artifact.sha256 for item in checked),
             measurements=tuple(_own_measurements(workspace, checked)),
             search=found,
             failures=tuple(failures),

@@ -79,7 +79,9 @@ def pareto_front(scores: ArrayLike) -> NDArray[np.int64]:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """Everything a report shows of a workspace.
+    """Everything a report shows of a workspace: what its last whole run came to.
+
+    Artifacts of earlier runs stay in the store, and in ``device-lab results``.
 
     Args:
         name: of the model, or the workspace's folder where nothing has been run to the end.
@@ -101,6 +103,10 @@ def overview(root: Path) -> Overview:
     measured = read_measurements(root)
     path = root / SUMMARY
     summary = json.loads(path.read_text()) if path.exists() else {}
+    if summary:
+        found = (summary["search"] or {}).get("candidates", [])
+        current = {*summary["artifacts"], *(candidate["artifact_sha256"] for candidate in found)}
+        measured = [m for m in measured if m.artifact_sha256 in current]
     return Overview(summary.get("name", root.name), tuple(rows(measured)), summary)
 
 

@@ -201,9 +201,12 @@ class LatencyTable:
             table = cls._from_plain(data)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise TableError(f"{path} is no latency table: {error}") from error
-        known = table.latency_ns[~np.isnan(table.latency_ns)]
-        if not (known > 0).all() or not table.call_ns > 0:
-            raise TableError(f"{path} holds latencies of zero or less: it is damaged")
+        shape = (len(table.space.slots), int(table.space.highest.max()) + 1)
+        if {a.shape for a in (table.latency_ns, table.half_width_ns, table.skips)} != {shape}:
+            raise TableError(f"{path} is no latency table: its numbers do not fit its slots")
+        known = np.append(table.latency_ns[~np.isnan(table.latency_ns)], table.call_ns)
+        if not ((known > 0) & np.isfinite(known)).all():
+            raise TableError(f"{path} holds latencies of zero or less, or infinite: damaged")
         return table
 
     def _plain(self) -> dict[str, Any]:

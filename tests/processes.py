@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from devices.loopback import LoopbackServer
@@ -32,19 +32,22 @@ def connections(server: LoopbackServer) -> list[int]:
 
 def kill_connections(server: LoopbackServer) -> None:
     """What a board's crash looks like from here: nobody says goodbye."""
-    for pid in connections(server):
-        os.kill(pid, signal.SIGKILL)
+    _signal(connections(server), signal.SIGKILL)
 
 
 def freeze(server: LoopbackServer) -> None:
     """Stop the whole server; :func:`thaw` it before the test ends."""
-    for pid in [server.process.pid, *connections(server)]:
-        os.kill(pid, signal.SIGSTOP)
+    _signal([server.process.pid, *connections(server)], signal.SIGSTOP)
 
 
 def thaw(server: LoopbackServer) -> None:
-    for pid in [server.process.pid, *connections(server)]:
-        os.kill(pid, signal.SIGCONT)
+    _signal([server.process.pid, *connections(server)], signal.SIGCONT)
+
+
+def _signal(pids: Sequence[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):  # it has ended since it was found
+            os.kill(pid, number)
 
 
 def alive(pid: int) -> bool:

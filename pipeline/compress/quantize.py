@@ -55,12 +55,17 @@ def quantize(program: ExportedProgram, format_: ArtifactFormat, samples: Images)
             silence_telemetry()
             import nncf
             from nncf.experimental.torch.fx import quantize_pt2e
+            from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
             quantized = quantize_pt2e(
                 program.module(),
                 quantizer_for(format_),
                 nncf.Dataset(inputs),
                 subset_size=len(inputs),
+                # NNCF's defaults average each sample's extremes, which clips, and then correct the
+                # biases for it: ResNet-20 on CIFAR-10 kept less accuracy so in every format.
+                activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
+                fast_bias_correction=None,
                 # LiteRT's converter folds constants itself, and stumbles over folded ones.
                 fold_quantize=format_ != "tflite",
             )

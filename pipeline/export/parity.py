@@ -50,6 +50,7 @@ def parity_stage(
         "parity",
         {
             "artifact": artifact.sha256,
+            "data": data.key,
             "tolerance": tolerance.model_dump(),
             "references": [file_sha256(reference), file_sha256(baseline)],
         },
@@ -102,9 +103,7 @@ def compare(
     """
     finite = bool(np.isfinite(outputs).all())
     worst = float(np.abs(outputs - expected).max()) if finite else float(np.finfo("f4").max)
-    norms = np.linalg.norm(outputs, axis=1) * np.linalg.norm(expected, axis=1)
-    cosines = (outputs * expected).sum(1) / np.maximum(norms, np.finfo("f4").tiny)
-    cosine = float(cosines.mean()) if finite else 0.0
+    cosine = _cosine(outputs, expected) if finite else 0.0
     top1 = float(np.mean(outputs.argmax(1) == expected.argmax(1)))
     right, right_before = outputs.argmax(1) == test.y, baseline.argmax(1) == test.y
     allowed = tolerance.max_abs_error * float(np.abs(expected).max())
@@ -128,3 +127,9 @@ def compare(
         reference_accuracy=float(right_before.mean()),
         accuracy_drop_ci95=paired_drop_interval(right_before, right),
     )
+
+
+def _cosine(outputs: Images, expected: Images) -> float:
+    """Mean cosine similarity of rows."""
+    norms = np.linalg.norm(outputs, axis=1) * np.linalg.norm(expected, axis=1)
+    return float(((outputs * expected).sum(1) / np.maximum(norms, np.finfo("f4").tiny)).mean())

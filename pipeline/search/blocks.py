@@ -142,7 +142,7 @@ def _check(
 
     def work(_: Path) -> dict[str, Any]:
         error = float(np.abs(host_outputs(artifact, values).flatten() - expected).max())
-        if error > BLOCK_TOLERANCE * float(np.abs(expected).max()):
+        if not error <= BLOCK_TOLERANCE * float(np.abs(expected).max()):
             raise StageError(
                 f"block {artifact.variant} differs by {error:.3g} once exported to"
                 f" {artifact.format}: not measured"

@@ -363,6 +363,21 @@ def test_probe_of_a_runtime_that_does_not_exist(agent):
 # What a board must have
 
 
+def test_the_agent_needs_nothing_but_the_standard_library_to_answer(agent):
+    """Neither this project nor any package is there: no runtime works, and that is said."""
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", str(agent), "--probe"],
+        cwd=agent.parent,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    (event,) = events_of(done)
+    assert set(event["runtimes"]) == {"executorch", "onnxruntime", "litert"}
+    assert all("missing" in found for found in event["runtimes"].values())
+    assert event["facts"]["machine"] == os.uname().machine
+
+
 def test_the_same_sources_make_the_same_program(tmp_path):
     """Its name on the device is its hash: another one each time would be sent each time."""
     assert build(tmp_path / "a.pyz").read_bytes() == build(tmp_path / "b.pyz").read_bytes()

@@ -440,7 +440,7 @@ def test_a_program_with_code_is_refused_and_the_code_does_not_run(
 ):
     marker = folder / "marker"
     ATTACKS[attack](program_file, marker)
-    with pytest.raises(ModelError, match="refused|not a torch.export program of plain tensors"):
+    with pytest.raises(ModelError, match=r"refused|is not a torch.export program"):
         load_program(program_file).module()(torch.zeros(1, 1, 16, 16))
     assert not marker.exists()
 
@@ -450,7 +450,7 @@ def test_pytorch_itself_would_run_that_code(folder: Path, program_file: Path, at
     """What the refusals are good for; where this fails, PyTorch has become careful itself."""
     marker = folder / "marker"
     ATTACKS[attack](program_file, marker)
-    with pytest.raises(Exception):  # noqa: B017, PT011 - whatever comes after the code ran
+    with pytest.raises(Exception):  # noqa: B017 - whatever comes after the code ran
         torch.export.load(program_file).module()(torch.zeros(1, 1, 16, 16))
         raise RuntimeError
     assert marker.exists()
