@@ -19,7 +19,7 @@ from devices.inventory import Device
 from devices.lease import lease
 from devices.push import RemoteStore
 from devices.transport.base import Transport
-from profiles.errors import AgentError, ConnectionLost, DeviceError, EdgeError, RuntimeMissing
+from profiles.errors import AgentError, ConnectionLost, DeviceError, EdgeError
 from profiles.records import Condition, Io, Plan, Samples
 
 PROBE_DEADLINE_S = 120.0
@@ -187,21 +187,6 @@ class Session:
                 f"{self._python} does not answer as the agent does: {said!r}",
                 "is 'python' of this device a Python, and do its logins print nothing?",
             ) from error
-
-    def require(self, runtimes: Sequence[str]) -> Probe:
-        """Probe, and insist that these runtimes work.
-
-        Raises:
-            RuntimeMissing: for the first that does not.
-        """
-        found = self.probe(runtimes)
-        for name in runtimes:
-            if "missing" in found.runtimes[name]:
-                raise RuntimeMissing(
-                    f"{name} does not work there: {found.runtimes[name]['missing']}",
-                    f"on the device: {found.runtimes[name]['hint']}",
-                )
-        return found
 
     def run(
         self,

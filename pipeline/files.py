@@ -48,10 +48,14 @@ def compress_file(
     """
     import torch
 
+    from pipeline.export import io_of
     from pipeline.model import load_program, save_program
 
     loaded = load_program(program)
     x = _inputs(data)[:samples]
+    expected = io_of(loaded).inputs[0].shape[1:]
+    if x.shape[1:] != expected:
+        raise DataError(f"{data}: x holds inputs of shape {x.shape[1:]}, not {expected}")
     _writable(output)
     if method == "int8":
         from pipeline.compress.quantize import quantize

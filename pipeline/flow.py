@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from pipeline.data import DataHandle
 from pipeline.export import export_stage
 from pipeline.export.parity import parity_stage
 from pipeline.model import PROGRAM, REFERENCE, model_stage
-from pipeline.stage import Progress, StageResult, Workspace
-from profiles.errors import DeviceError, StageError
+from pipeline.stage import Progress, StageResult, Workspace, source_digest
+from profiles.errors import ConfigError, DeviceError, StageError, UsageError
 from profiles.recipe import Recipe
 from profiles.records import Artifact, Measurement, Parity
 
@@ -86,16 +86,18 @@ def run(
         EdgeError: a stage that everything else needs failed.  What fails for one format or one
             device alone is in the summary's ``failures``.
     """
-    devices = pick_devices(recipe)
     failures: list[Failure] = []
-    with importing_from(import_from), open_workspace(root, progress) as workspace:
+    with ExitStack() as stack:
+        stack.enter_context(importing_from(import_from))
+        bench = pick_devices(recipe)
+        workspace = stack.enter_context(open_workspace(root, progress))
         data = DataHandle(recipe.data)
         model = model_stage(workspace, recipe, data)
         compressed = compress_all(workspace, recipe, model, data, failures)
         checked = export_all(workspace, recipe, compressed, model, data, failures)
-        for device in devices:
+        for device in bench.measured:
             measure_all(workspace, recipe, checked, device, data, failures)
-        found = _search(workspace, recipe, data, devices, failures)
+        found = _search(workspace, recipe, data, bench.searched, failures)
         summary = RunSummary(
             name=recipe.name,
             accuracy=model.value["accuracy"],
@@ -109,14 +111,42 @@ def run(
     return summary
 
 
-def pick_devices(recipe: Recipe) -> list[Device]:
-    """The recipe's devices, from its inventory.
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """The devices a recipe asks for: to measure its variants on, and to search for."""
+
+    measured: tuple[Device, ...]
+    searched: Device
+
+
+def pick_devices(recipe: Recipe) -> Bench:
+    """The recipe's devices, from its inventory; and a look at what else it names.
 
     Raises:
-        UsageError: if the inventory cannot be read or lacks one of them.
+        UsageError: if the inventory cannot be read.
+        ConfigError: lists every device and every module that is not there.
     """
     inventory = load_inventory(recipe.inventory)
-    return [inventory.find(name) for name in recipe.devices]
+    known = {device.id: device for device in inventory.devices}
+    search = recipe.search
+    wanted = search.device if search and search.device else recipe.devices[0]
+    problems = [
+        f"{key}: there is no device {name!r} in {recipe.inventory} (known: {', '.join(known)})"
+        for key, name in [*(("devices", d) for d in recipe.devices), ("search.device", wanted)]
+        if name not in known and (key == "devices" or wanted not in recipe.devices)
+    ]
+    for key, path in (
+        ("model.factory", recipe.model.factory),
+        ("data.factory", recipe.data.factory),
+        ("search.supernet", search.supernet if search else None),
+    ):
+        try:
+            source_digest(path) if path else None
+        except UsageError as error:
+            problems.append(f"{key}: {error.message}")
+    if problems:
+        raise ConfigError(recipe.name, problems)
+    return Bench(tuple(known[name] for name in recipe.devices), known[wanted])
 
 
 @contextmanager
@@ -242,9 +272,10 @@ def search_alone(
     """Only the search of a recipe, as plain data; arguments and errors as for :func:`run`."""
     from pipeline.search.loop import result_to_json, search
 
-    device = search_device(recipe, pick_devices(recipe))
-    with importing_from(import_from), open_workspace(root, progress) as workspace:
-        return result_to_json(search(workspace, recipe, DataHandle(recipe.data), device))
+    with importing_from(import_from):
+        device = pick_devices(recipe).searched
+        with open_workspace(root, progress) as workspace:
+            return result_to_json(search(workspace, recipe, DataHandle(recipe.data), device))
 
 
 def table_alone(
@@ -261,17 +292,18 @@ def table_alone(
     """
     from pipeline.search.loop import table_of, table_path
 
-    device = search_device(recipe, pick_devices(recipe))
-    with importing_from(import_from), open_workspace(root, progress) as workspace:
-        table_of(workspace, recipe, device)
-        return table_path(workspace, recipe, device)
+    with importing_from(import_from):
+        device = pick_devices(recipe).searched
+        with open_workspace(root, progress) as workspace:
+            table_of(workspace, recipe, device)
+            return table_path(workspace, recipe, device)
 
 
 def _search(
     workspace: Workspace,
     recipe: Recipe,
     data: DataHandle,
-    devices: Sequence[Device],
+    device: Device,
     failures: list[Failure],
 ) -> dict[str, Any] | None:
     if recipe.search is None:
@@ -279,20 +311,12 @@ def _search(
     from pipeline.search.loop import result_to_json, search
 
     try:
-        result = search(workspace, recipe, data, search_device(recipe, devices))
+        result = search(workspace, recipe, data, device)
     except (StageError, DeviceError) as error:
         failures.append(Failure("search", recipe.search.format, str(error)))
         return None
     failures += [Failure("search", "candidate", reason) for reason in result.failures]
     return result_to_json(result)
-
-
-def search_device(recipe: Recipe, devices: Sequence[Device]) -> Device:
-    """The device a recipe searches for: the one it names, else its first."""
-    wanted = recipe.search.device if recipe.search else None
-    if wanted is None:
-        return devices[0]
-    return load_inventory(recipe.inventory).find(wanted)
 
 
 def _own_measurements(workspace: Workspace, checked: Sequence[Checked]) -> list[Measurement]:

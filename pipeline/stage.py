@@ -12,7 +12,7 @@ import importlib.util
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -165,24 +165,43 @@ def module_digest(name: str) -> str:
     Raises:
         UsageError: if there is no such module.
     """
-    spec = importlib.util.find_spec(name)
-    if spec is None or spec.origin is None:
-        raise UsageError(f"there is no module {name}")
-    origin = Path(spec.origin)
-    files = sorted(origin.parent.rglob("*.py")) if origin.name == "__init__.py" else [origin]
-    return digest([[str(f.relative_to(origin.parent)), file_sha256(f)] for f in files])
+    origin = _origin(name)
+    is_package = origin.name == "__init__.py"
+    return _files_digest(origin.parent, origin.parent.rglob("*.py") if is_package else [origin])
 
 
 def source_digest(import_path: str) -> str:
-    """What a user's ``package.module:function`` is made of: all source of its top package.
+    """What a user's ``package.module:function`` is made of.
+
+    All source of its top package; for a module that is a file of its own, all modules and packages
+    beside it too, for it may import them.
 
     Raises:
         UsageError: if the module cannot be found.
     """
     module = import_path.partition(":")[0]
-    top = module.partition(".")[0]
     # Our own examples change with their own folder only, not with every other file of ours.
-    return module_digest("pipeline.examples" if module.startswith("pipeline.examples.") else top)
+    if module.startswith("pipeline.examples."):
+        return module_digest("pipeline.examples")
+    top = module.partition(".")[0]
+    origin = _origin(top)
+    folder = origin.parent
+    if origin.name == "__init__.py" or "site-packages" in origin.parts:
+        return module_digest(top)
+    packages = [path.parent for path in folder.glob("*/__init__.py")]
+    beside = [path for package in packages for path in package.rglob("*.py")]
+    return _files_digest(folder, [*folder.glob("*.py"), *beside])
+
+
+def _origin(name: str) -> Path:
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        raise UsageError(f"there is no module {name}")
+    return Path(spec.origin)
+
+
+def _files_digest(root: Path, files: Iterable[Path]) -> str:
+    return digest([[str(f.relative_to(root)), file_sha256(f)] for f in sorted(files)])
 
 
 def package_versions(names: Sequence[str]) -> dict[str, str]:

@@ -19,7 +19,6 @@
         ├── AuthenticationError    the peer does not accept our key
         ├── DeviceBusy             another process holds the device
         ├── DeviceFull             no space for an artifact
-        ├── RuntimeMissing         the runtime is not installed on the device
         ├── IntegrityError         bytes on the device are not the bytes sent
         └── AgentError             the measuring program reported a failure
 
@@ -143,10 +142,6 @@ class DeviceBusy(DeviceError):
 
 class DeviceFull(DeviceError):
     """The device has no space left for an artifact."""
-
-
-class RuntimeMissing(DeviceError):
-    """The runtime is not installed on the device."""
 
 
 class IntegrityError(DeviceError):

@@ -312,4 +312,7 @@ def _override(data: Any, override: str) -> None:
         data = data.setdefault(parent, {}) if isinstance(data, dict) else None
     if not isinstance(data, dict):
         raise UsageError(f"--set {override}: {'.'.join(parents)} is not a mapping")
-    data[last] = yaml.safe_load(value)
+    try:
+        data[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UsageError(f"--set {override}: the value is not YAML") from None

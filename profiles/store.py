@@ -118,7 +118,9 @@ class Store:
     def open_trial(self, trial: Trial) -> Trial:
         """Begin a trial, or take it up again: its runs so far come back with it.
 
-        What the device says of itself (runtime version, delegates) is brought up to date.
+        What the device says of itself (runtime version, condition) is brought up to date.  Runs
+        of another version of the runtime are kept, but no longer count as complete: a
+        measurement never mixes two.
         """
         with self._transaction() as session:
             row = session.get(TrialRow, trial.key)
@@ -127,12 +129,14 @@ class Store:
                 session.add(row)
             elif row.status == "failed":
                 row.status, row.reason = "open", ""
+            for run in row.runs:
+                run.complete = run.complete and row.runtime_version == trial.runtime_version
             row.artifact_sha256 = trial.artifact_sha256
             row.device_id = trial.device_id
             row.transport = trial.transport
             row.runtime = trial.runtime
             row.runtime_version = trial.runtime_version
-            row.delegates = list(trial.delegates)
+            row.delegates = list(trial.delegates) or row.delegates or []
             row.emulated = trial.emulated
             row.condition = _json(trial.condition)
             row.plan = _json(trial.plan)
@@ -151,6 +155,7 @@ class Store:
                 raise StoreError(f"trial {key[:12]} is not open: a run cannot be added")
             if any(present.number == run.number for present in row.runs):
                 raise StoreError(f"trial {key[:12]} already has run {run.number}")
+            row.delegates = list(run.environment.get("delegates", row.delegates))
             session.add(
                 RunRow(
                     trial_key=key,

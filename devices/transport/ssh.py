@@ -117,7 +117,8 @@ class SshTransport:
         watchdog = threading.Timer(deadline_s, self._hang_up)
         watchdog.daemon = True
         watchdog.start()
-        late = f"{command.split(maxsplit=1)[0]} did not end within {deadline_s:g} s"
+        what = "a copy" if source is not None else command.split(maxsplit=1)[0]
+        late = f"{what} did not end within {deadline_s:g} s"
         try:
             return self._converse(command, deadline, sink, lines, source)
         except TimeoutError:

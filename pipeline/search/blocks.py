@@ -107,7 +107,12 @@ def _export(workspace: Workspace, block: Block, settings: Search, model: str, co
     )
 
     def work(folder: Path) -> dict[str, Any]:
+        # The same block is the same file, whatever network it was taken from and when.
         torch.manual_seed(0)
+        for layer in block.module.modules():
+            reset = getattr(layer, "reset_parameters", None)
+            if callable(reset):
+                reset()
         example = torch.randn(block.input_shape)
         np.save(folder / _INPUT, example.numpy(), allow_pickle=False)
         program = trace(block.module, example)

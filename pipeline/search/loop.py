@@ -22,7 +22,7 @@ from pipeline.stage import Stage, StageResult, Workspace, source_digest
 from pipeline.supernet.base import SuperNetwork, recalibrate, train_supernet
 from pipeline.training import logits_of, torch_threads
 from profiles.canonical import digest
-from profiles.errors import UsageError
+from profiles.errors import ModelError, UsageError
 from profiles.recipe import Recipe, Search
 from profiles.space import Genomes
 from profiles.statistics import Agreement
@@ -237,7 +237,15 @@ def _settings(recipe: Recipe) -> Search:
 
 
 def _make_supernet(settings: Search) -> SuperNetwork:
-    network: SuperNetwork = load_object(settings.supernet)(**settings.arguments)
+    factory = load_object(settings.supernet)
+    try:
+        network: SuperNetwork = factory(**settings.arguments)
+    except Exception as error:
+        raise ModelError(f"{settings.supernet} failed: {type(error).__name__}: {error}") from error
+    parts = ("space", "forward_genome", "extremes", "extract", "block")
+    missing = [name for name in parts if not hasattr(network, name)]
+    if missing:
+        raise ModelError(f"{settings.supernet} gives no super-network: no {', '.join(missing)}")
     _module(network)
     return network
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import signal
 import sqlite3
@@ -672,3 +673,13 @@ def test_a_refused_file_is_given_back(path, content):
             Store(path)
         errors.append(caught)  # an error that is kept keeps what is in its traceback
     assert open_files() <= before + 1
+
+
+def test_runs_of_another_runtime_version_no_longer_count(store):
+    old = trial(runtime_version="1.0")
+    store.open_trial(old)
+    store.add_run(old.key, run(0))
+    resumed = store.open_trial(dataclasses.replace(old, runtime_version="2.0"))
+    assert [kept.complete for kept in resumed.runs] == [False]
+    assert len(resumed.runs[0].samples_ns) == len(run(0).samples_ns)
+    assert [kept.complete for kept in store.open_trial(old).runs] == [False]

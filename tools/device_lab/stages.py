@@ -44,8 +44,10 @@ def compress(
     format_: Annotated[
         Format, typer.Option("--format", "-f", help="The runtime's format it is for (int8).")
     ] = Format.onnx,
-    sparsity: Annotated[float, typer.Option(help="Share of weights set to zero (sparse).")] = 0.5,
-    samples: Annotated[int, typer.Option(help="Calibration inputs to use (int8).")] = 128,
+    sparsity: Annotated[
+        float, typer.Option(min=0.01, max=0.99, help="Share of weights set to zero (sparse).")
+    ] = 0.5,
+    samples: Annotated[int, typer.Option(min=1, help="Calibration inputs to use (int8).")] = 128,
 ) -> None:
     """Compress an exported program into another one.
 
