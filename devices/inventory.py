@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
 from devices.transport.base import Transport
+from profiles.canonical import digest
 from profiles.catalog import DeviceProfile, load_profile
 from profiles.config import Config, parse, read_yaml
 from profiles.errors import UsageError
@@ -58,6 +59,13 @@ def _known_address(address: str) -> str:
     return address
 
 
+def _plain_remote(path: str) -> str:
+    if path.startswith("~"):
+        raise ValueError("relative paths on a device start at the login's home: leave out the ~/")
+    return path
+
+
+RemotePath = Annotated[str, AfterValidator(_plain_remote)]
 HostFile = Annotated[Path, AfterValidator(_host_path)]
 
 
@@ -72,8 +80,8 @@ class Device(Config):
     address: Annotated[str, AfterValidator(_known_address)]
     key_file: HostFile | None = None
     known_hosts: HostFile | None = None
-    python: str | None = None
-    root: str | None = None
+    python: RemotePath | None = None
+    root: RemotePath | None = None
     emulated: bool = False
 
     def details(self) -> DeviceProfile:
@@ -84,6 +92,19 @@ class Device(Config):
     def transport_name(self) -> str:
         """``ssh``, ``local`` or ``scripted``."""
         return urlsplit(self.address).scheme
+
+    @property
+    def is_emulated(self) -> bool:
+        """Whether its times say nothing about real hardware; a scripted device's never do."""
+        return self.emulated or self.transport_name == "scripted"
+
+    @property
+    def identity(self) -> str:
+        """What makes a measurement on it another one: the way there and the agent's interpreter.
+
+        Not the address: a board keeps its measurements when it moves in the network.
+        """
+        return digest([self.id, self.transport_name, self.is_emulated, self.python])
 
     def connect(self) -> Transport:
         """Open a connection.

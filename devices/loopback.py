@@ -7,6 +7,7 @@ no password, and is ended by its process id.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import getpass
 import os
 import shutil
@@ -23,13 +24,15 @@ from pathlib import Path
 from profiles.errors import DeviceUnreachable
 
 _START_TIMEOUT_S = 10.0
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)
 # SHLVL keeps bash from reading a heavy start-up file before each command.
 _CONFIG = """\
 ListenAddress 127.0.0.1
 Port {port}
-HostKey {folder}/host_key
-PidFile {folder}/sshd.pid
-AuthorizedKeysFile {folder}/authorized_keys
+HostKey "{folder}/host_key"
+PidFile "{folder}/sshd.pid"
+AuthorizedKeysFile "{folder}/authorized_keys"
 UsePAM no
 StrictModes no
 PasswordAuthentication no
@@ -37,6 +40,14 @@ KbdInteractiveAuthentication no
 Subsystem sftp internal-sftp
 SetEnv SHLVL=1
 """
+
+
+def end_with_parent() -> None:
+    """In a child process: be ended when the parent dies, however it dies.
+
+    Source: prctl(2), PR_SET_PDEATHSIG.
+    """
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def find_sshd() -> str | None:
@@ -98,6 +109,7 @@ def serve(folder: Path) -> Iterator[LoopbackServer]:
             stdout=log,
             stderr=log,
             start_new_session=True,
+            preexec_fn=end_with_parent,  # noqa: PLW1509 - one system call, nothing to lock
         )
     try:
         _await_port(port, process, folder / "sshd.log")

@@ -13,6 +13,7 @@ from devices.inventory import Device
 from devices.session import Job, RunRecorder, Session, visit
 from pipeline.data import Images
 from pipeline.stage import Workspace
+from profiles.durable import write_whole
 from profiles.errors import AgentError
 from profiles.recipe import Measure
 from profiles.records import Artifact, Condition, Run, Trial
@@ -34,9 +35,7 @@ def input_file(workspace: Workspace, values: Images) -> Path:
     content = np.ascontiguousarray(values, dtype="<f4").tobytes()
     path = folder / f"{hashlib.sha256(content).hexdigest()}.bin"
     if not path.exists():
-        aside = path.with_suffix(".partial")
-        aside.write_bytes(content)
-        aside.replace(path)
+        write_whole(path, content)
     return path
 
 
@@ -70,7 +69,7 @@ def measure(
         DeviceError: if the device cannot be reached or leaves; what was measured is kept.
     """
     wanted = [
-        _blank(device, subject, Condition(threads=threads), settings)
+        _blank(device, subject, Condition(threads, settings.core_mask), settings)
         for threads in settings.threads
         for subject in subjects
     ]
@@ -90,14 +89,14 @@ def measure(
 def _blank(device: Device, subject: Subject, condition: Condition, settings: Measure) -> Trial:
     artifact, plan = subject.artifact, settings.plan()
     return Trial(
-        key=trial_key(artifact.sha256, device.id, artifact.runtime, condition, plan),
+        key=trial_key(artifact.sha256, device.identity, artifact.runtime, condition, plan),
         artifact_sha256=artifact.sha256,
         device_id=device.id,
         transport=device.transport_name,
         runtime=artifact.runtime,
         condition=condition,
         plan=plan,
-        emulated=device.emulated or device.transport_name == "scripted",
+        emulated=device.is_emulated,
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.importing import load_object
-from pipeline.stage import source_digest
+from pipeline.stage import package_versions, source_digest
 from profiles.canonical import digest, file_sha256
 from profiles.errors import DataError, EdgeError
 from profiles.recipe import DataSource, FolderData, NpzData
@@ -22,6 +22,8 @@ Labels = NDArray[np.int64]
 
 #: Share of the train split that a search may look at; the test split is for reports alone.
 VALIDATION_SHARE = 0.2
+#: Distributions that decide what is read.
+_READERS = ("numpy", "pillow", "scikit-learn")
 _IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 
 
@@ -77,6 +79,11 @@ class DataHandle:
         """What identifies the data set in the keys of stages."""
         return _data_key(self._source)
 
+    @property
+    def calibration_size(self) -> int:
+        """How many training examples calibrate, at most."""
+        return self._source.calibration
+
     @cached_property
     def arrays(self) -> Dataset:
         """The data set itself; raises as :func:`load_data`."""
@@ -84,18 +91,23 @@ class DataHandle:
 
 
 def _data_key(source: DataSource) -> str:
-    """What identifies a data set: its files' bytes, or its factory's source, and its settings."""
+    """The files' bytes or the factory's source, how they are read, and by which packages."""
     files: Any = {}
     if source.npz:
-        files = {str(p): file_sha256(p) for p in (source.npz.train, source.npz.test)}
+        files = {"train": file_sha256(source.npz.train), "test": file_sha256(source.npz.test)}
     elif source.folder:
-        files = {
-            f"{split}/{path.relative_to(root)}": file_sha256(path)
-            for split, root in (("train", source.folder.train), ("test", source.folder.test))
+        files = [
+            [str(path.relative_to(root)), file_sha256(path)]
+            for root in (source.folder.train, source.folder.test)
             for path in _image_files(root)
-        }
+        ]
     code = source_digest(source.factory) if source.factory else None
-    return digest([source.model_dump(mode="json"), files, code])
+    # Where files lie and how many of them calibrate makes no other data.
+    places = {"train", "test"}
+    settings = source.model_dump(
+        mode="json", exclude={"calibration": True, "npz": places, "folder": places}
+    )
+    return digest([settings, files, code, package_versions(_READERS)])
 
 
 def load_data(source: DataSource) -> Dataset:

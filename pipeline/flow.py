@@ -19,7 +19,8 @@ from pipeline.export import export_stage
 from pipeline.export.parity import parity_stage
 from pipeline.model import PROGRAM, REFERENCE, model_stage
 from pipeline.stage import Progress, StageResult, Workspace, source_digest
-from profiles.errors import ConfigError, DeviceError, StageError, UsageError
+from profiles.durable import write_whole
+from profiles.errors import ConfigError, DeviceError, EdgeError, StageError, UsageError
 from profiles.recipe import Recipe
 from profiles.records import Artifact, Measurement, Parity
 
@@ -51,8 +52,7 @@ class RunSummary:
         name: of the model.
         accuracy: of the uncompressed model on the test split, as a fraction.
         parameters: number of its parameters.
-        artifacts: sha256 of its variants' artifacts, measured or not.
-        measurements: of those, one per artifact and device.
+        measurements: of its variants, one per artifact, device and condition.
         search: what the search found, as plain data, or ``None`` without one.
         failures: what did not work.
     """
@@ -60,7 +60,6 @@ class RunSummary:
     name: str
     accuracy: float
     parameters: int
-    artifacts: tuple[str, ...]
     measurements: tuple[Measurement, ...]
     search: dict[str, Any] | None
     failures: tuple[Failure, ...]
@@ -78,7 +77,8 @@ def run(
     Args:
         recipe: see :mod:`profiles.recipe`.
         root: the workspace's folder.
-        import_from: a folder in which the recipe's import paths are looked up first.
+        import_from: a folder in which the recipe's import paths are looked up first; the
+            recipe's own where none is named.
         progress: called with a line of text when something begins or moves on.
 
     Raises:
@@ -88,22 +88,22 @@ def run(
     """
     failures: list[Failure] = []
     with ExitStack() as stack:
-        stack.enter_context(importing_from(import_from))
+        stack.enter_context(importing_from(import_from or recipe.folder))
         bench = pick_devices(recipe)
         workspace = stack.enter_context(open_workspace(root, progress))
         data = DataHandle(recipe.data)
         model = model_stage(workspace, recipe, data)
         compressed = compress_all(workspace, recipe, model, data, failures)
         checked = export_all(workspace, recipe, compressed, model, data, failures)
+        trials: set[str] = set()
         for device in bench.measured:
-            measure_all(workspace, recipe, checked, device, data, failures)
+            trials |= measure_all(workspace, recipe, checked, device, data, failures)
         found = _search(workspace, recipe, data, bench.searched, failures)
         summary = RunSummary(
             name=recipe.name,
             accuracy=model.value["accuracy"],
             parameters=model.value["parameters"],
-            artifacts=tuple(item.artifact.sha256 for item in checked),
-            measurements=tuple(_own_measurements(workspace, checked)),
+            measurements=tuple(_own_measurements(workspace, checked, trials)),
             search=found,
             failures=tuple(failures),
         )
@@ -160,11 +160,8 @@ def open_workspace(root: Path, progress: Progress) -> Iterator[Workspace]:
 
 
 @contextmanager
-def importing_from(folder: Path | None) -> Iterator[None]:
+def importing_from(folder: Path) -> Iterator[None]:
     """Look modules up in ``folder`` first."""
-    if folder is None:
-        yield
-        return
     sys.path.insert(0, str(folder))
     try:
         yield
@@ -245,8 +242,12 @@ def measure_all(
     device: Device,
     data: DataHandle,
     failures: list[Failure],
-) -> None:
-    """Measure what passed parity on one device; what goes wrong is added to ``failures``."""
+) -> set[str]:
+    """Measure what passed parity on one device; what goes wrong is added to ``failures``.
+
+    Returns:
+        The keys of the trials.
+    """
     sample = input_file(workspace, data.arrays.test.x[:1])
     subjects = [Subject(item.artifact, (sample,)) for item in checked if item.parity.passed]
     names = {s.artifact.sha256: f"{s.artifact.variant} {s.artifact.format}" for s in subjects}
@@ -254,12 +255,13 @@ def measure_all(
         trials = measure(workspace, device, subjects, recipe.measure)
     except DeviceError as error:
         failures.append(Failure("measure", device.id, str(error)))
-        return
+        return set()
     failures += [
         Failure("measure", f"{names[trial.artifact_sha256]} on {device.id}", trial.reason)
         for trial in trials
         if trial.status != "accepted"
     ]
+    return {trial.key for trial in trials}
 
 
 def search_alone(
@@ -272,7 +274,7 @@ def search_alone(
     """Only the search of a recipe, as plain data; arguments and errors as for :func:`run`."""
     from pipeline.search.loop import result_to_json, search
 
-    with importing_from(import_from):
+    with importing_from(import_from or recipe.folder):
         device = pick_devices(recipe).searched
         with open_workspace(root, progress) as workspace:
             return result_to_json(search(workspace, recipe, DataHandle(recipe.data), device))
@@ -292,7 +294,7 @@ def table_alone(
     """
     from pipeline.search.loop import table_of, table_path
 
-    with importing_from(import_from):
+    with importing_from(import_from or recipe.folder):
         device = pick_devices(recipe).searched
         with open_workspace(root, progress) as workspace:
             table_of(workspace, recipe, device)
@@ -312,23 +314,26 @@ def _search(
 
     try:
         result = search(workspace, recipe, data, device)
-    except (StageError, DeviceError) as error:
+    except EdgeError as error:
         failures.append(Failure("search", recipe.search.format, str(error)))
         return None
     failures += [Failure("search", "candidate", reason) for reason in result.failures]
     return result_to_json(result)
 
 
-def _own_measurements(workspace: Workspace, checked: Sequence[Checked]) -> list[Measurement]:
+def _own_measurements(
+    workspace: Workspace, checked: Sequence[Checked], trials: set[str]
+) -> list[Measurement]:
     own = {(item.artifact.sha256, item.artifact.model, item.artifact.variant) for item in checked}
     return [
-        m for m in workspace.store.measurements() if (m.artifact_sha256, m.model, m.variant) in own
+        m
+        for m in workspace.store.measurements()
+        if (m.artifact_sha256, m.model, m.variant) in own and (m.trial in trials or not m.trial)
     ]
 
 
 def _write_summary(workspace: Workspace, summary: RunSummary) -> None:
     plain = asdict(summary)
-    del plain["measurements"]  # the store has them
-    aside = workspace.root / f".partial-{SUMMARY}"
-    aside.write_text(json.dumps(plain, indent=2) + "\n")
-    aside.replace(workspace.root / SUMMARY)
+    # The store has the measurements; which of them are this run's is told here.
+    plain["measurements"] = [[m.trial, m.model, m.variant] for m in summary.measurements]
+    write_whole(workspace.root / SUMMARY, (json.dumps(plain, indent=2) + "\n").encode())

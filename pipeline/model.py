@@ -53,15 +53,13 @@ def model_stage(workspace: Workspace, recipe: Recipe, data: DataHandle) -> Stage
     """
     source = recipe.model
     inputs = {
-        "source": source.model_dump(mode="json"),
+        "source": source.model_dump(mode="json", exclude={"program": True, "weights": {"file"}}),
         "code": source_digest(source.factory) if source.factory else None,
         "weights": file_sha256(source.weights.file) if source.weights else None,
         "program": file_sha256(source.program) if source.program else None,
         "data": data.key,
     }
-    stage = Stage(
-        "model", inputs, ("pipeline.model", "pipeline.training"), ("torch", "numpy", "timm")
-    )
+    stage = Stage("model", inputs, ("torch", "numpy", "timm"))
 
     def work(folder: Path) -> dict[str, Any]:
         import torch
@@ -86,7 +84,6 @@ def model_stage(workspace: Workspace, recipe: Recipe, data: DataHandle) -> Stage
         return {
             "accuracy": float(np.mean(reference.argmax(1) == test.y)),
             "parameters": sum(p.numel() for p in program.parameters()),
-            "program_sha256": file_sha256(folder / PROGRAM),
         }
 
     return workspace.run(stage, work)

@@ -105,8 +105,9 @@ def overview(root: Path) -> Overview:
     summary = json.loads(path.read_text()) if path.exists() else {}
     if summary:
         found = (summary["search"] or {}).get("candidates", [])
-        current = {*summary["artifacts"], *(candidate["artifact_sha256"] for candidate in found)}
-        measured = [m for m in measured if m.artifact_sha256 in current]
+        current = {tuple(row) for row in summary["measurements"]}
+        current |= {(c["trial"], f"{summary['name']}-search", c["description"]) for c in found}
+        measured = [m for m in measured if (m.trial, m.model, m.variant) in current]
     return Overview(summary.get("name", root.name), tuple(rows(measured)), summary)
 
 

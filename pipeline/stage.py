@@ -1,9 +1,8 @@
 """Stages: pure functions of their inputs, cached by content, safe to kill at any moment.
 
 A stage's key is a sha256 over its inputs' bytes, its configuration, the versions of the packages
-that do the work and the source code of the modules that implement it.  Its result is a folder
-that gets its name by a rename once everything in it is on disk, so a folder with that name is
-whole.
+that do the work and the source of the product itself.  Its result is a folder that gets its name
+by a rename once everything in it is on disk, so a folder with that name is whole.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -36,13 +36,11 @@ class Stage:
     Args:
         name: of the kind of work, part of the folder's name.
         inputs: anything with a canonical form: configuration, sha256 of input files...
-        modules: import names of the modules that do the work; their source is in the key.
         packages: distributions that do the work; their versions are in the key.
     """
 
     name: str
     inputs: Mapping[str, Any]
-    modules: Sequence[str] = ()
     packages: Sequence[str] = ()
 
     @property
@@ -52,7 +50,7 @@ class Stage:
             {
                 "stage": self.name,
                 "inputs": self.inputs,
-                "modules": {name: module_digest(name) for name in self.modules},
+                "product": _product_digest(),
                 "packages": package_versions(self.packages),
             }
         )
@@ -159,6 +157,12 @@ class Workspace:
         return self.root / "artifacts" / f"{sha256}{SUFFIX_OF[format_]}"
 
 
+@cache
+def _product_digest() -> str:
+    """All source that can have a part in a stage: whatever changed, what it made is made again."""
+    return digest([module_digest(room) for room in ("profiles", "devices", "pipeline")])
+
+
 def module_digest(name: str) -> str:
     """The sha256 of a module's source; for a package, of all its Python files.
 
@@ -179,11 +183,7 @@ def source_digest(import_path: str) -> str:
     Raises:
         UsageError: if the module cannot be found.
     """
-    module = import_path.partition(":")[0]
-    # Our own examples change with their own folder only, not with every other file of ours.
-    if module.startswith("pipeline.examples."):
-        return module_digest("pipeline.examples")
-    top = module.partition(".")[0]
+    top = import_path.partition(":")[0].partition(".")[0]
     origin = _origin(top)
     folder = origin.parent
     if origin.name == "__init__.py" or "site-packages" in origin.parts:
@@ -195,8 +195,10 @@ def source_digest(import_path: str) -> str:
 
 def _origin(name: str) -> Path:
     spec = importlib.util.find_spec(name)
-    if spec is None or spec.origin is None:
+    if spec is None:
         raise UsageError(f"there is no module {name}")
+    if spec.origin is None:  # a package without an __init__.py
+        return Path(next(iter(spec.submodule_search_locations or ()))) / "__init__.py"
     return Path(spec.origin)
 
 

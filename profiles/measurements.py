@@ -18,14 +18,15 @@ def conclude(trial: Trial | None, parity: Parity | None, artifact: ArtifactRow) 
         parity: the artifact's parity, where it was checked.
         artifact: the artifact's row in the store.
     """
-    accepted = trial is not None and trial.status == "accepted"
+    status, reason = _verdict(trial, parity)
+    accepted = status == "accepted"
     complete = [run for run in trial.runs if run.complete] if trial and accepted else []
     summary: Summary | None = None
     if complete:
         summary = summarise([run.samples_ns for run in complete])
-    status, reason = _verdict(trial, parity)
     return Measurement(
         artifact_sha256=artifact.sha256,
+        trial=trial.key if trial else "",
         model=artifact.model,
         variant=artifact.variant,
         role=artifact.role,
@@ -52,8 +53,10 @@ def conclude(trial: Trial | None, parity: Parity | None, artifact: ArtifactRow) 
 
 
 def _verdict(trial: Trial | None, parity: Parity | None) -> tuple[str, str]:
+    if parity is not None and not parity.passed:
+        return "refused", f"parity: {parity.reason}"
     if trial is None:
-        return "refused", f"parity: {parity.reason}" if parity else "parity was not checked"
+        return "refused", "parity was not checked"
     return trial.status, trial.reason
 
 

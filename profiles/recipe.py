@@ -196,13 +196,17 @@ class Tolerances(Config):
 
 
 class Measure(Config):
-    """How often to measure: runs (fresh processes) of iterations each, per thread count."""
+    """How often to measure: runs (fresh processes) of iterations each, per thread count.
+
+    ``core_mask`` (hexadecimal) keeps the runtime on those cores.
+    """
 
     runs: Annotated[int, Field(ge=3)] = 5
     iterations: Count = 200
     warmup_iterations: Count = 20
     warmup_seconds: Annotated[float, Field(ge=0)] = 0.2
     threads: tuple[Count, ...] = (1,)
+    core_mask: Annotated[str, Field(pattern=r"^[0-9a-fA-F]*[1-9a-fA-F][0-9a-fA-F]*$")] | None = None
     seed: int = 0
 
     def plan(self) -> Plan:
@@ -259,6 +263,7 @@ class Recipe(Config):
         devices: ids of the devices to measure on.
         measure: how often.
         search: the elastic network and its search, if any.
+        folder: where the recipe is, for its import paths; set by :func:`load_recipe`.
     """
 
     name: Name
@@ -273,6 +278,7 @@ class Recipe(Config):
     devices: Annotated[tuple[str, ...], Field(min_length=1)]
     measure: Measure = Measure()
     search: Search | None = None
+    folder: Annotated[Path, Field(exclude=True)] = Path()
 
     @field_validator("variants")
     @classmethod
@@ -298,7 +304,8 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
     data = read_yaml(path)
     for override in overrides:
         _override(data, override)
-    return parse(Recipe, data, str(path), path.absolute().parent)
+    folder = path.absolute().parent
+    return parse(Recipe, data, str(path), folder).model_copy(update={"folder": folder})
 
 
 def _override(data: Any, override: str) -> None:

@@ -229,6 +229,7 @@ class Measurement:
     """
 
     artifact_sha256: str
+    trial: str
     model: str
     variant: str
     role: str

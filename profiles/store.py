@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session, selectinload
 from profiles.canonical import digest
 from profiles.errors import StoreError
 from profiles.measurements import conclude
-from profiles.records import Artifact, Condition, Io, Measurement, Parity, Plan, Run, Samples, Trial
+from profiles.records import Artifact, Condition, Measurement, Parity, Plan, Run, Samples, Trial
 from profiles.schema import ArtifactRow, RunRow, TrialRow
 
 BUSY_TIMEOUT_S = 30
@@ -30,10 +30,13 @@ _LITTLE_ENDIAN_INT64 = np.dtype("<i8")
 
 
 def trial_key(
-    artifact_sha256: str, device_id: str, runtime: str, condition: Condition, plan: Plan
+    artifact_sha256: str, place: str, runtime: str, condition: Condition, plan: Plan
 ) -> str:
-    """The key under which a trial is measured once: what, where, by what, how, how often."""
-    return digest(["trial-1", artifact_sha256, device_id, runtime, condition.requested(), plan])
+    """The key under which a trial is measured once: what, where, by what, how, how often.
+
+    ``place`` is the identity of a device, see ``devices.inventory.Device.identity``.
+    """
+    return digest(["trial-1", artifact_sha256, place, runtime, condition.requested(), plan])
 
 
 class Store:
@@ -119,8 +122,8 @@ class Store:
         """Begin a trial, or take it up again: its runs so far come back with it.
 
         What the device says of itself (runtime version, condition) is brought up to date.  Runs
-        of another version of the runtime are kept, but no longer count as complete: a
-        measurement never mixes two.
+        of another version of the runtime, or with another governor or power source, are kept
+        but no longer count as complete: a measurement never mixes two.
         """
         with self._transaction() as session:
             row = session.get(TrialRow, trial.key)
@@ -129,8 +132,9 @@ class Store:
                 session.add(row)
             elif row.status == "failed":
                 row.status, row.reason = "open", ""
-            for run in row.runs:
-                run.complete = run.complete and row.runtime_version == trial.runtime_version
+            if _another_setting(row, trial):
+                for run in row.runs:
+                    run.complete = False
             row.artifact_sha256 = trial.artifact_sha256
             row.device_id = trial.device_id
             row.transport = trial.transport
@@ -209,18 +213,6 @@ class Store:
             found += [conclude(trial, parity, row) for trial in trials]
         return sorted(found, key=lambda m: (m.model, m.device, m.variant, m.format))
 
-    def artifact_io(self, sha256: str) -> Io:
-        """Inputs and outputs of an artifact.
-
-        Raises:
-            StoreError: if it is not recorded here.
-        """
-        with Session(self._engine) as session:
-            row = session.scalars(select(ArtifactRow).where(ArtifactRow.sha256 == sha256)).first()
-        if row is None:
-            raise StoreError(f"no artifact {sha256[:12]} in {self.path}")
-        return Io.from_json(row.io)
-
 
 def _configure_connection(connection: Any, _record: Any) -> None:
     cursor = connection.cursor()
@@ -261,6 +253,21 @@ def _migrate(engine: Engine, path: Path) -> None:
                 config.attributes["connection"] = connection
                 command.upgrade(config, "head")
             connection.commit()
+
+
+def _another_setting(row: TrialRow, trial: Trial) -> bool:
+    """Whether a trial is taken up again where something that decides its numbers has changed.
+
+    What is unknown, then or now, has not been seen to change.
+    """
+    if not row.runs:
+        return False
+    pairs = [
+        (row.runtime_version, trial.runtime_version),
+        (row.condition["governor"], trial.condition.governor),
+        (row.condition["power_source"], trial.condition.power_source),
+    ]
+    return any("unknown" not in pair and pair[0] != pair[1] for pair in pairs)
 
 
 def _trial(row: TrialRow) -> Trial:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from profiles.canonical import canonical_json, digest
+from profiles.durable import write_whole
 from profiles.errors import TableError
 from profiles.records import Condition
 from profiles.space import SearchSpace, Slot
@@ -179,9 +180,7 @@ class LatencyTable:
 
     def save(self, path: Path) -> None:
         """Write the table as JSON; numbers come back exactly."""
-        aside = path.with_name(f".partial-{path.name}")
-        aside.write_text(canonical_json(self._plain()) + "\n")
-        aside.replace(path)
+        write_whole(path, (canonical_json(self._plain()) + "\n").encode())
 
     @classmethod
     def load(cls, path: Path) -> LatencyTable:

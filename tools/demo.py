@@ -18,7 +18,8 @@ from pathlib import Path
 
 import yaml
 
-from devices.loopback import find_sshd, serve
+from devices.loopback import end_with_parent, find_sshd, serve
+from profiles.errors import EdgeError
 
 RECIPE = Path(__file__).parents[1] / "pipeline" / "examples" / "digits.yaml"
 
@@ -67,8 +68,15 @@ def main() -> int:
             f"inventory={inventory.absolute()}",
             *rest,
         ]
-        return subprocess.run(command, check=False).returncode
+        # However the demo ends, neither the run nor the server outlives it.
+        return subprocess.run(command, check=False, preexec_fn=end_with_parent).returncode
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except EdgeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)

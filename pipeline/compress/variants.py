@@ -80,8 +80,12 @@ def _int8(
 ) -> Compressed:
     stage = Stage(
         "int8",
-        {"program": file_sha256(program), "format": format_, "data": data.key},
-        ("pipeline.compress.quantize", "pipeline.compress.ort_quantizer"),
+        {
+            "program": file_sha256(program),
+            "format": format_,
+            "data": data.key,
+            "samples": data.calibration_size,
+        },
         (*PACKAGES, "executorch", "litert-torch"),
     )
 
@@ -116,7 +120,6 @@ def _sparse(
     stage = Stage(
         "sparse",
         {"program": file_sha256(program), "sparsity": sparsity, "data": data.key},
-        ("pipeline.compress.sparsity",),
         PACKAGES,
     )
 

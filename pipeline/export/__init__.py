@@ -23,10 +23,10 @@ PACKAGES: Mapping[ArtifactFormat, tuple[str, ...]] = {
     "onnx": ("onnx", "onnxscript", "torch"),
     "tflite": ("litert-torch", "litert-converter", "torch"),
 }
-_MODULES: Mapping[ArtifactFormat, tuple[str, ...]] = {
-    "executorch": ("pipeline.export.executorch",),
-    "onnx": ("pipeline.export.onnx",),
-    "tflite": ("pipeline.export.litert", "pipeline.export.float_io"),
+_WRITERS: Mapping[ArtifactFormat, str] = {
+    "executorch": "pipeline.export.executorch",
+    "onnx": "pipeline.export.onnx",
+    "tflite": "pipeline.export.litert",
 }
 
 
@@ -54,7 +54,7 @@ def export_stage(
     """
     packages = PACKAGES[format_]
     parent = file_sha256(program)
-    stage = Stage(f"export-{format_}", {"program": parent}, _MODULES[format_], packages)
+    stage = Stage(f"export-{format_}", {"program": parent}, packages)
 
     def work(folder: Path) -> dict[str, Any]:
         loaded = load_program(program)
@@ -96,7 +96,7 @@ def write_artifact(
     """
     try:
         with quiet():
-            writer = importlib.import_module(_MODULES[format_][0])
+            writer = importlib.import_module(_WRITERS[format_])
             record: Mapping[str, Any] = writer.write(program, path)
     except Exception as error:
         path.unlink(missing_ok=True)

@@ -22,7 +22,8 @@ from profiles.recipe import Tolerance
 from profiles.records import RUNTIME_OF, Artifact, Parity
 from profiles.statistics import paired_drop_interval
 
-_PACKAGES = {"executorch": "executorch", "onnx": "onnxruntime", "tflite": "ai-edge-litert"}
+#: The distribution that runs each format on this host.
+HOST_RUNTIMES = {"executorch": "executorch", "onnx": "onnxruntime", "tflite": "ai-edge-litert"}
 
 
 def parity_stage(
@@ -54,8 +55,7 @@ def parity_stage(
             "tolerance": tolerance.model_dump(),
             "references": [file_sha256(reference), file_sha256(baseline)],
         },
-        ("pipeline.export.parity",),
-        (_PACKAGES[artifact.format],),
+        (HOST_RUNTIMES[artifact.format],),
     )
 
     def work(_: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import nn
 from devices.inventory import Device
 from pipeline.campaign import Subject, input_file, measure
 from pipeline.export import export_stage
-from pipeline.export.parity import host_outputs
+from pipeline.export.parity import HOST_RUNTIMES, host_outputs
 from pipeline.model import PROGRAM, save_program, trace
 from pipeline.stage import Stage, Workspace
 from pipeline.supernet.base import Block, SuperNetwork
@@ -79,6 +79,13 @@ def measure_blocks(
         trial = found[block.signature]
         return summarise([run.samples_ns for run in trial.runs if run.complete]), trial.key
 
+    settings_seen = {(t.runtime_version, t.condition, t.transport) for t in found.values()}
+    if len(settings_seen) > 1:
+        raise StageError(
+            "the blocks were measured under different settings (runtime version, governor...)",
+            "measure them in a new workspace",
+            device.id,
+        )
     any_trial = found[call.signature]
     key = TableKey(
         device=device.id,
@@ -102,7 +109,6 @@ def _export(workspace: Workspace, block: Block, settings: Search, model: str, co
     stage = Stage(
         "block",
         {"signature": block.signature, "shape": block.input_shape, "code": code},
-        ("pipeline.search.blocks", "pipeline.model"),
         ("torch",),
     )
 
@@ -143,7 +149,8 @@ def _check(
     expected: np.ndarray[Any, np.dtype[np.float32]],
 ) -> None:
     """No parity, no timing: also for blocks."""
-    stage = Stage("block-parity", {"artifact": artifact.sha256}, ("pipeline.search.blocks",))
+    packages = (HOST_RUNTIMES[artifact.format],)
+    stage = Stage("block-parity", {"artifact": artifact.sha256}, packages)
 
     def work(_: Path) -> dict[str, Any]:
         error = float(np.abs(host_outputs(artifact, values).flatten() - expected).max())

@@ -30,7 +30,6 @@ from profiles.table import LatencyTable
 
 _WEIGHTS = "weights.safetensors"
 _EVALUATION_BATCH = 256
-_SUPERNET_MODULES = ("pipeline.supernet", "pipeline.training")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +81,7 @@ def search(workspace: Workspace, recipe: Recipe, data: DataHandle, device: Devic
         if found:
             table = _learn(table, candidates, found, number)
             candidates += found
-    path = table_path(workspace, recipe, device)
+    path = table_path(workspace, recipe, device, calibrated=True)
     table.save(path)
     return SearchResult(
         space_size=network.space.size,
@@ -108,7 +107,6 @@ def supernet_stage(
             "data": data.key,
             "split": settings.seed,
         },
-        _SUPERNET_MODULES,
         ("torch", "numpy"),
     )
 
@@ -144,15 +142,20 @@ def table_of(
     )
     path = table_path(workspace, recipe, device)
     path.parent.mkdir(exist_ok=True)
-    if not path.exists():
-        table.save(path)
+    table.save(path)
     return table
 
 
-def table_path(workspace: Workspace, recipe: Recipe, device: Device) -> Path:
-    """Where the table of a recipe's search space on a device is kept."""
+def table_path(
+    workspace: Workspace, recipe: Recipe, device: Device, *, calibrated: bool = False
+) -> Path:
+    """Where the table of a recipe's search space on a device is kept.
+
+    As it was measured, or as a search has calibrated it.
+    """
     settings = _settings(recipe)
-    name = f"{device.id}-{settings.format}-{settings.threads}t.json"
+    state = "-calibrated" if calibrated else ""
+    name = f"{recipe.name}-{device.id}-{settings.format}-{settings.threads}t{state}.json"
     return workspace.root / "tables" / name
 
 
@@ -175,7 +178,6 @@ def _round(
             "settings": settings.model_dump(mode="json", exclude={"measure"}),
             "measured": [candidate.genome for candidate in measured],
         },
-        ("pipeline.search", "pipeline.supernet"),
         ("pymoo", "torch", "numpy"),
     )
 

@@ -35,6 +35,7 @@ class Candidate:
         genome: in the table's space.
         description: the same in words.
         artifact_sha256: what was measured.
+        trial: key of its trial.
         predicted_ns: by the table as it was before this round's measurements.
         measured_ns, ci95_ns: on the device.
         validation_accuracy: what the search saw.
@@ -46,6 +47,7 @@ class Candidate:
     genome: tuple[int, ...]
     description: str
     artifact_sha256: str
+    trial: str
     predicted_ns: float
     measured_ns: float
     ci95_ns: tuple[float, float] | None
@@ -123,6 +125,7 @@ def verify(
                 genome=tuple(int(gene) for gene in genome),
                 description=description,
                 artifact_sha256=subject.artifact.sha256,
+                trial=trial.key,
                 predicted_ns=float(predicted[place]),
                 measured_ns=summary.median_ns,
                 ci95_ns=summary.ci95_ns,
@@ -144,7 +147,6 @@ def _prepare(ground: Ground, genome: Genomes) -> tuple[Subject, float]:
     stage = Stage(
         "candidate",
         {"supernet": ground.supernet.key, "genome": genome.tolist(), "split": ground.settings.seed},
-        ("pipeline.supernet", "pipeline.model"),
         ("torch",),
     )
 

@@ -206,12 +206,17 @@ def test_the_bytes_of_both_files_are_in_the_key(folder: Path, split: str):
     assert DataHandle(npz(folder)).key != before
 
 
-def test_settings_are_in_the_key(folder: Path):
+def test_how_data_are_read_is_in_the_key(folder: Path):
     keys = {
         DataHandle(npz(folder, **settings)).key
-        for settings in ({}, {"calibration": 3}, {"mean": [0, 0], "std": [1, 1]})
+        for settings in ({}, {"mean": [0, 0], "std": [1, 1]}, {"mean": [0, 0], "std": [1, 2]})
     }
     assert len(keys) == 3
+
+
+def test_how_many_examples_calibrate_makes_no_other_data(folder: Path):
+    """Else a change of it would train every model again."""
+    assert DataHandle(npz(folder, calibration=3)).key == DataHandle(npz(folder)).key
 
 
 def test_a_handle_reads_nothing_before_it_is_asked(folder: Path):

@@ -97,20 +97,50 @@ def test_bytes_of_an_input_are_in_the_key(workspace: Workspace, tmp_path: Path):
 
 
 @pytest.mark.parametrize("changed", ["worker_pkg/inner.py", "worker_pkg/__init__.py"])
-def test_source_of_a_whole_package_is_in_the_key(importable: Path, changed: str):
-    stage = Stage("step", {}, ("worker_pkg",))
-    before = stage.key
+def test_a_packages_digest_is_of_all_its_files(importable: Path, changed: str):
+    before = module_digest("worker_pkg")
     (importable / changed).write_text("A = 2\n")
-    assert stage.key != before
+    assert module_digest("worker_pkg") != before
 
 
-def test_source_of_a_module_is_in_the_key(importable: Path):
-    stage = Stage("step", {}, ("worker_alone",))
-    before = stage.key
+def test_a_modules_digest_is_of_its_file_alone(importable: Path):
+    before = module_digest("worker_alone")
     (importable / "unrelated.py").write_text("C = 1\n")
-    assert stage.key == before
+    assert module_digest("worker_alone") == before
     (importable / "worker_alone.py").write_text("B = 2\n")
-    assert stage.key != before
+    assert module_digest("worker_alone") != before
+
+
+@pytest.mark.parametrize("room", ["profiles", "devices", "pipeline"])
+def test_our_own_source_is_in_every_key(room: str, monkeypatch: pytest.MonkeyPatch):
+    before = Stage("step", {}).key
+    honest = stage_module.module_digest
+    monkeypatch.setattr(
+        stage_module, "module_digest", lambda name: "changed" if name == room else honest(name)
+    )
+    stage_module._product_digest.cache_clear()
+    changed = Stage("step", {}).key
+    monkeypatch.undo()
+    stage_module._product_digest.cache_clear()
+    assert changed != before
+    assert Stage("step", {}).key == before
+
+
+@pytest.mark.parametrize("neighbour", ["layers.py", "worker_pkg/inner.py"])
+def test_a_users_module_stands_for_what_lies_beside_it(importable: Path, neighbour: str):
+    """It may import its neighbours, and a cache must never mix two models."""
+    (importable / neighbour).write_text("W = 1\n")
+    before = source_digest("worker_alone:factory")
+    (importable / neighbour).write_text("W = 2\n")
+    assert source_digest("worker_alone:factory") != before
+
+
+def test_a_package_without_an_init_file_is_found(importable: Path):
+    (importable / "bare_pkg").mkdir()
+    (importable / "bare_pkg" / "net.py").write_text("A = 1\n")
+    before = source_digest("bare_pkg.net:factory")
+    (importable / "bare_pkg" / "net.py").write_text("A = 2\n")
+    assert source_digest("bare_pkg.net:factory") != before
 
 
 def test_a_new_file_in_a_package_is_in_the_key(importable: Path):
@@ -123,10 +153,6 @@ def test_a_users_factory_stands_for_its_whole_top_package(importable: Path):
     before = source_digest("worker_pkg.inner:factory")
     (importable / "worker_pkg" / "__init__.py").write_text("X = 1\n")
     assert source_digest("worker_pkg.inner:factory") != before
-
-
-def test_our_examples_do_not_change_with_the_rest_of_our_source():
-    assert source_digest("pipeline.examples.digits:network") == module_digest("pipeline.examples")
 
 
 def test_a_module_that_is_not_there_is_named():
@@ -184,7 +210,8 @@ def test_what_a_killed_process_left_is_removed_and_never_a_result(tmp_path: Path
 _KILLED = """
     import os, sys, time
     from pathlib import Path
-    from pipeline.stage import Stage, Workspace
+    from pipeline import stage as stage_module
+from pipeline.stage import Stage, Workspace
 
     root, where = Path(sys.argv[1]), sys.argv[2]
     workspace = Workspace.open(root)

@@ -24,7 +24,7 @@ from sqlalchemy import create_engine
 
 from profiles import store as store_module
 from profiles.errors import StoreError
-from profiles.records import Condition, Plan, TensorSpec
+from profiles.records import Condition, Plan
 from profiles.schema import Base
 from profiles.store import Store, trial_key
 from tests import builders
@@ -128,29 +128,20 @@ def test_everything_else_of_a_trial_comes_back(path):
     assert only.environment == environment
 
 
-def test_the_inputs_and_outputs_of_an_artifact_come_back(store):
-    io = builders.IO
-    store.put_artifact(artifact())
-    assert store.artifact_io(SHA) == io
-    assert isinstance(store.artifact_io(SHA).inputs[0], TensorSpec)
-    with pytest.raises(StoreError, match="cccccccccccc"):
-        store.artifact_io("c" * 64)
-
-
 # Keys
 
 
 def test_a_key_depends_on_all_that_makes_a_measurement():
     base = {
         "artifact_sha256": SHA,
-        "device_id": "pi5",
+        "place": "pi5",
         "runtime": "onnxruntime",
         "condition": Condition(),
         "plan": Plan(),
     }
     changes = [
         {"artifact_sha256": "b" * 64},
-        {"device_id": "pi4"},
+        {"place": "pi4"},
         {"runtime": "litert"},
         {"condition": Condition(threads=2)},
         {"condition": Condition(core_mask="1")},
@@ -442,8 +433,6 @@ def test_opening_is_repeatable(path):
     for _ in range(3):
         with Store(path) as store:
             store.put_artifact(artifact(), parity())
-    with Store(path) as store:
-        assert store.artifact_io(SHA)
 
 
 # Neighbours
@@ -683,3 +672,21 @@ def test_runs_of_another_runtime_version_no_longer_count(store):
     assert [kept.complete for kept in resumed.runs] == [False]
     assert len(resumed.runs[0].samples_ns) == len(run(0).samples_ns)
     assert [kept.complete for kept in store.open_trial(old).runs] == [False]
+
+
+def test_what_fails_parity_has_no_latency_even_if_it_was_measured_before(store):
+    """Tolerances may be tightened after a measurement: the verdict on the bytes comes first."""
+    key = accepted(store, run(0), run(1), run(2))
+    store.put_artifact(artifact(), dataclasses.replace(parity(), passed=False, reason="cosine"))
+    (found,) = store.measurements([key])
+    assert (found.status, found.reason) == ("refused", "parity: cosine")
+    assert found.median_ns is None
+
+
+def test_an_unknown_version_does_not_undo_runs(store):
+    """A runtime that is missing on one visit says nothing of what was measured before."""
+    old = trial(runtime_version="1.0")
+    store.open_trial(old)
+    store.add_run(old.key, run(0))
+    resumed = store.open_trial(dataclasses.replace(old, runtime_version="unknown"))
+    assert [kept.complete for kept in resumed.runs] == [True]

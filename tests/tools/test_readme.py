@@ -110,7 +110,6 @@ def test_the_python_of_the_readme_works(project: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=project,
-        env={**os.environ, "PYTHONPATH": str(project)},
         capture_output=True,
         text=True,
         check=False,

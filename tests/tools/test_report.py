@@ -249,6 +249,13 @@ def test_an_empty_workspace_has_a_report(tmp_path: Path):
     assert write_report(tmp_path / "work").exists()
 
 
+def test_what_an_earlier_recipe_measured_is_not_in_it(tmp_path: Path):
+    root = fill(tmp_path / "work")
+    with Store(root / "store.db") as store:
+        add(store, "9" * 64, 7_777_000, True, variant="old", model="net")
+    assert "7.78" not in Page(write_report(root).read_text()).words
+
+
 def test_another_file_can_be_named(workspace: Path, tmp_path: Path):
     target = tmp_path / "there" / "mine.html"
     assert write_report(workspace, target) == target

@@ -3,8 +3,8 @@
     python -m tools.bench.harness [--json] [--rounds 40] [--iterations 50]
 
 For each runtime a ResNet-20 with random weights is exported once.  Agent and bare loop then take
-turns of a slice each, in A B B A order; the ratio is that of their medians, its interval Student's
-t over the rounds' log ratios.
+turns of a slice each, in A B B A order.  The ratio is the geometric mean, over the rounds, of the
+ratio of the two slices' medians; its interval is Student's t over the logarithms.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def compare(runtime: str, path: Path, rounds: int, iterations: int) -> Honesty:
                 bare.append(bare_slice(prepare, call, iterations))
     logs = np.log(np.median(agent, axis=1)) - np.log(np.median(bare, axis=1))
     half = float(t.ppf(0.975, rounds - 1) * logs.std(ddof=1) / np.sqrt(rounds))
-    centre = float(np.median(logs))
+    centre = float(logs.mean())
     return Honesty(
         runtime=runtime,
         agent_ns=float(np.median(agent)),

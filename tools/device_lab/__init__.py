@@ -24,6 +24,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 _DEBUG = {"on": False}
+_INTERRUPTED = 130
 
 
 def _version(value: bool) -> None:
@@ -59,14 +60,15 @@ def main() -> None:
     """Entry point: errors become one line and an exit code."""
     try:
         app()
+    except SystemExit as ending:
+        if ending.code == _INTERRUPTED:
+            complain("interrupted; run the same command again to go on")
+        raise
     except EdgeError as error:
         if _DEBUG["on"]:
             raise
         complain(f"error: {error}")
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        complain("interrupted; run the same command again to go on")
-        sys.exit(130)
     except Exception as error:
         if _DEBUG["on"]:
             raise

@@ -42,7 +42,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         table.add_column(column.lstrip(">"), justify="right" if right else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    # Piped output is not bound to a terminal's width.
+    # Piped output does not shrink to whatever terminal may be around.
     Console(width=None if sys.stdout.isatty() else 100, highlight=False).print(table)
 
 

@@ -40,7 +40,7 @@ def print_overview(overview: Overview) -> None:
     variants = [row for row in overview.rows if row.measurement.role == "variant"]
     print_table(
         f"{overview.name}: artifacts",
-        ["variant", "format", "device", ">kB", ">top-1 %", ">ms", ">95 %", ">vs fp32", ""],
+        ["variant", "format", "device", ">thr", ">kB", ">top-1 %", ">ms", ">95 %", ">vs fp32", ""],
         [_artifact_cells(row) for row in variants],
     )
     front = sorted(
@@ -48,8 +48,8 @@ def print_overview(overview: Overview) -> None:
         key=lambda row: row.measurement.median_ns or 0,
     )
     print_table(
-        "Pareto front (accuracy, latency, size), per device",
-        ["model", "variant", "format", ">kB", ">top-1 %", ">ms", ">95 %"],
+        "Pareto front (accuracy, latency, size), per device and thread count",
+        ["variant", "format", "device", ">thr", ">kB", ">top-1 %", ">ms", ">95 %"],
         [_front_cells(row) for row in front],
     )
     search = overview.summary.get("search")
@@ -90,7 +90,19 @@ def _artifact_cells(row: Row) -> list[str]:
     speedup = f"{row.speedup:.2f}x" if row.speedup else "-"
     mark = "*" if row.on_front else ("" if m.status == "accepted" else m.status)
     size = f"{m.size_bytes / 1000:.0f}"
-    return [m.variant, m.format, device_label(m), size, accuracy, median, interval, speedup, mark]
+    threads = str(m.condition.threads)
+    return [
+        m.variant,
+        m.format,
+        device_label(m),
+        threads,
+        size,
+        accuracy,
+        median,
+        interval,
+        speedup,
+        mark,
+    ]
 
 
 def _front_cells(row: Row) -> list[str]:
@@ -98,9 +110,10 @@ def _front_cells(row: Row) -> list[str]:
     median, interval = latency_cells(m)
     accuracy = f"{100 * m.parity.accuracy:.1f}" if m.parity else units.UNKNOWN
     return [
-        m.model,
         m.variant,
         m.format,
+        device_label(m),
+        str(m.condition.threads),
         f"{m.size_bytes / 1000:.0f}",
         accuracy,
         median,

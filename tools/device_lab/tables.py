@@ -41,7 +41,7 @@ def show(
 ) -> None:
     """Print a latency table.
 
-    Example: device-lab table show work/tables/onnx-1t.json
+    Example: device-lab table show work/tables/mymodel-pi5-onnx-1t.json
     """
     from profiles import units
     from profiles.table import LatencyTable

@@ -37,7 +37,15 @@ def pareto(rows: Sequence[Row]) -> str:
         ),
         y=alt.Y("accuracy:Q", title="top-1 accuracy, %", scale=alt.Scale(zero=False, padding=16)),
         color=alt.Color("what:N", title=None, scale=alt.Scale(range=_COLOURS)),
-        tooltip=["network:N", "format:N", "device:N", "ms:Q", "interval:N", "accuracy:Q", "kB:Q"],
+        tooltip=[
+            "network:N",
+            "format:N",
+            "place:N",
+            "ms:Q",
+            "interval:N",
+            "accuracy:Q",
+            "kB:Q",
+        ],
     )
     marks = base.mark_point(filled=True, size=90, opacity=0.85).encode(
         shape=alt.Shape("format:N", title=None)
@@ -46,7 +54,7 @@ def pareto(rows: Sequence[Row]) -> str:
     front = (
         alt.Chart(alt.Data(values=[p for p in points if p["front"]]))
         .mark_line(interpolate="step-after", strokeDash=[4, 3], color="currentColor", opacity=0.5)
-        .encode(x="ms:Q", y="accuracy:Q", detail="device:N", order="ms:Q")
+        .encode(x="ms:Q", y="accuracy:Q", detail="place:N", order="ms:Q")
     )
     return _finish(front + spread + marks)
 
@@ -95,6 +103,7 @@ def _point(row: Row) -> dict[str, Any]:
     m = row.measurement
     median, accuracy = m.median_ns or 0.0, m.parity.accuracy if m.parity else 0.0
     low, high = m.ci95_ns or (median, median)
+    device = f"{m.device} (emulated)" if m.emulated else m.device
     return {
         "ms": median / NS_PER_MS,
         "low": low / NS_PER_MS,
@@ -105,7 +114,7 @@ def _point(row: Row) -> dict[str, Any]:
         "network": m.variant,
         "what": m.variant if m.role == "variant" else "search",
         "format": m.format,
-        "device": f"{m.device} (emulated)" if m.emulated else m.device,
+        "place": f"{device}, {m.condition.describe()}",
         "front": row.on_front,
     }
 
