@@ -210,8 +210,7 @@ def test_what_a_killed_process_left_is_removed_and_never_a_result(tmp_path: Path
 _KILLED = """
     import os, sys, time
     from pathlib import Path
-    from pipeline import stage as stage_module
-from pipeline.stage import Stage, Workspace
+    from pipeline.stage import Stage, Workspace
 
     root, where = Path(sys.argv[1]), sys.argv[2]
     workspace = Workspace.open(root)
