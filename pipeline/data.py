@@ -97,9 +97,8 @@ def _data_key(source: DataSource) -> str:
         files = {"train": file_sha256(source.npz.train), "test": file_sha256(source.npz.test)}
     elif source.folder:
         files = [
-            [str(path.relative_to(root)), file_sha256(path)]
+            [[str(path.relative_to(root)), file_sha256(path)] for path in _image_files(root)]
             for root in (source.folder.train, source.folder.test)
-            for path in _image_files(root)
         ]
     code = source_digest(source.factory) if source.factory else None
     # Where files lie and how many of them calibrate makes no other data.

@@ -96,9 +96,12 @@ def reference_outputs(program: ExportedProgram, x: Images) -> Images:
         DataError: if it does not take such inputs.
         ModelError: if its output is not one row of class scores per example.
     """
-    from pipeline.training import logits_of
+    from pipeline.training import logits_of, torch_threads
 
-    outputs = logits_of(program.module(), x, batch=1)
+    # One example at a time leaves little to share, and threads that wait for each other on a busy
+    # machine are many times slower; the sums do not depend on the number of cores, either.
+    with torch_threads(1):
+        outputs = logits_of(program.module(), x, batch=1)
     if outputs.ndim != 2 or outputs.shape[1] < 2:
         raise ModelError(
             f"the model's output has shape {outputs.shape[1:]} for one input, expected one score"

@@ -14,6 +14,7 @@ def measurement(**changes: Any) -> Measurement:
     median_ns = changes.get("median_ns", 1e6)
     made = Measurement(
         artifact_sha256=builders.SHA,
+        trial="f" * 64,
         model="tiny",
         variant="fp32",
         role="variant",

@@ -14,6 +14,7 @@ from pipeline.compress import silence_telemetry
 from pipeline.data import Images
 from pipeline.model import trace_graph
 from pipeline.quiet import quiet
+from pipeline.training import torch_threads
 from profiles.errors import StageError
 from profiles.records import ArtifactFormat
 
@@ -51,7 +52,7 @@ def quantize(program: ExportedProgram, format_: ArtifactFormat, samples: Images)
     """
     inputs = [torch.from_numpy(samples[i : i + 1]) for i in range(len(samples))]
     try:
-        with quiet():
+        with quiet(), torch_threads(1):  # one example at a time, as in reference_outputs
             silence_telemetry()
             import nncf
             from nncf.experimental.torch.fx import quantize_pt2e

@@ -198,6 +198,15 @@ def test_the_bytes_of_every_image_are_in_the_key(pictures: Path, split: str):
     assert DataHandle(folders(pictures)).key != before
 
 
+def test_an_image_that_moves_to_the_other_split_makes_other_data(pictures: Path):
+    """Also where the list of all images stays the same."""
+    (pictures / "test" / "cat" / "0.png").unlink()
+    (pictures / "test" / "owl" / "0.png").rename(pictures / "test" / "owl" / "2.png")
+    before = DataHandle(folders(pictures)).key
+    (pictures / "train" / "owl" / "1.png").rename(pictures / "test" / "owl" / "1.png")
+    assert DataHandle(folders(pictures)).key != before
+
+
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_the_bytes_of_both_files_are_in_the_key(folder: Path, split: str):
     before = DataHandle(npz(folder)).key

@@ -39,6 +39,8 @@ from tools.device_lab import app
 pytestmark = pytest.mark.filterwarnings(
     "ignore::FutureWarning:torch",
     "ignore::DeprecationWarning:torch",
+    # JAX, which LiteRT's converter brings, of the fork that starts the SSH server.
+    r"ignore:os\.fork\(\) was called:RuntimeWarning",
 )
 
 ROOT = Path(__file__).parents[2]

@@ -15,7 +15,7 @@ import pytest
 
 from profiles import units
 from profiles.errors import UsageError
-from profiles.records import RUNTIME_OF, Condition, Plan
+from profiles.records import RUNTIME_OF, Condition, Plan, Trial
 from profiles.statistics import agreement
 from profiles.store import Store
 from tests import builders
@@ -36,10 +36,12 @@ PLAN = Plan(runs=3, iterations=4)
 def fill(root: Path, *, emulated: bool = True, search: bool = True) -> Path:
     """A workspace as a run leaves it: variants, one refused, one failed, and candidates."""
     root.mkdir(parents=True)
+    own = [["", "net", "sparse"]]  # [trial, model, variant]; what was refused has no trial
     with Store(root / "store.db") as store:
         for number, ((variant, format_), ns) in enumerate(LATENCY_NS.items()):
             sha = f"{number:064x}"
-            add(store, sha, ns, emulated, variant=variant, format=format_, model="net")
+            key = add(store, sha, ns, emulated, variant=variant, format=format_, model="net")
+            own.append([key, "net", variant])
         store.put_artifact(
             builders.artifact(sha256="c" * 64, model="net", variant="sparse", format="tflite"),
             builders.parity(passed=False, reason="cosine 0.5 < 0.98"),
@@ -49,6 +51,7 @@ def fill(root: Path, *, emulated: bool = True, search: bool = True) -> Path:
         trial = builders.trial(sha256="d" * 64, runtime="litert", plan_=PLAN, emulated=emulated)
         store.open_trial(trial)
         store.close_trial(trial.key, "failed", HOSTILE)
+        own.append([trial.key, "net", "int8"])
         if search:
             for candidate in candidates():
                 name = candidate["description"]
@@ -70,7 +73,7 @@ def fill(root: Path, *, emulated: bool = True, search: bool = True) -> Path:
         "name": "net",
         "accuracy": 0.987,
         "parameters": 123456,
-        "artifacts": [*(f"{n:064x}" for n in range(len(LATENCY_NS))), "c" * 64, "d" * 64],
+        "measurements": own,
         "search": found if search else None,
         "failures": failures,
     }
@@ -78,21 +81,20 @@ def fill(root: Path, *, emulated: bool = True, search: bool = True) -> Path:
     return root
 
 
-def add(store: Store, sha: str, ns: float, emulated: bool, **artifact: Any) -> None:
+def add(store: Store, sha: str, ns: float, emulated: bool, **artifact: Any) -> str:
     made = builders.artifact(sha256=sha, **artifact)
     store.put_artifact(made, builders.parity())
-    trial = builders.trial(
-        sha256=sha,
-        runtime=RUNTIME_OF[made.format],
-        plan_=PLAN,
-        emulated=emulated,
-        condition=Condition(threads=4),
-    )
+    trial = trial_of(sha, runtime=RUNTIME_OF[made.format], emulated=emulated)
     store.open_trial(trial)
     for number in range(PLAN.runs):
         samples = [round(ns * factor) for factor in (0.999, 1, 1, 1.001)]
         store.add_run(trial.key, builders.run(number, samples))
     store.close_trial(trial.key, "accepted")
+    return trial.key
+
+
+def trial_of(sha: str, **changes: Any) -> Trial:
+    return builders.trial(sha256=sha, plan_=PLAN, condition=Condition(threads=4), **changes)
 
 
 def candidates() -> list[dict[str, Any]]:
@@ -102,6 +104,7 @@ def candidates() -> list[dict[str, Any]]:
             "genome": [0, index],
             "description": f"s1b1:k3e{index + 1}",
             "artifact_sha256": f"{0xE0 + index:064x}",
+            "trial": trial_of(f"{0xE0 + index:064x}").key,
             "predicted_ns": 400_000.0 + 50_000 * index,
             "measured_ns": 421_000.0 + 51_000 * index,
             "ci95_ns": [415_000.0 + 51_000 * index, 427_000.0 + 51_000 * index],
