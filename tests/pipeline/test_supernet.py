@@ -110,6 +110,14 @@ def test_no_network_is_smaller_or_larger_than_the_extremes(genome: tuple[int, ..
     assert counts[0] <= counts[1] <= counts[2]
 
 
+def test_a_small_kernel_is_the_centre_and_a_narrow_block_the_first_channels():
+    genome = [0] * len(NETWORK.space.slots)
+    small = next(m for m in NETWORK.extract(np.array(genome)).modules() if hasattr(m, "filter"))
+    full = NETWORK.blocks[0].largest
+    torch.testing.assert_close(small.filter.weight, full.filter.weight[:6, :, 1:4, 1:4])
+    torch.testing.assert_close(small.project.weight, full.project.weight[:, :6])
+
+
 def test_the_extremes_are_in_the_space_and_differ():
     smallest, largest = NETWORK.extremes()
     NETWORK.space.check([smallest, largest])

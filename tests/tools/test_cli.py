@@ -23,6 +23,7 @@ from torch import nn
 from devices.loopback import LoopbackServer
 from pipeline.model import save_program, trace
 from pipeline.stage import Workspace
+from profiles.store import Store
 from tests.projects import (
     DEVICE_LAB,
     SEARCH,
@@ -335,6 +336,7 @@ def test_a_run_and_what_it_lists(lab: Lab, project: Project, tmp_path: Path):
     assert summary["failures"] == []
     assert summary["measurements"] == [row]
     assert "..." not in again.err.replace("report ...", ""), "nothing is done again"
+    assert "measure:" not in again.err, "the device is left alone"
     path = json.loads(lab("report", "--workspace", work, "--json").out)["report"]
     assert Path(path).read_text().lstrip().startswith("<!doctype html>")
 
@@ -367,6 +369,8 @@ def test_an_artifact_that_fails_parity_is_listed_and_not_measured(
     assert row["status"] == "refused"
     assert row["reason"].startswith("parity: max abs error")
     assert (row["median_ns"], row["n"]) == (None, 0)
+    with Store(tmp_path / "work" / "store.db") as store:
+        assert store.trials() == []
 
 
 def test_a_device_that_is_away_does_not_stop_the_others(lab: Lab, project: Project, tmp_path: Path):
@@ -455,7 +459,8 @@ def test_each_stage_alone_on_files(lab: Lab, files: Path, tmp_path: Path):
         assert 100 < row["median_ns"] < 1e9
     assert rows["int8"]["artifact_sha256"] == json.loads(exported.out)["sha256"]
     again = lab("measure", *arguments, "--json")
-    assert json.loads(again.out) == list(json.loads(said.out)), "nothing is measured twice"
+    assert json.loads(again.out) == json.loads(said.out), "nothing is measured twice"
+    assert "measure:" not in again.err, "the device is left alone"
     assert sorted(p.name for p in tmp_path.glob("*.*")) == [
         "devices.yaml",
         "fp32.onnx",
