@@ -21,6 +21,11 @@ def test_documented_benchmarks_exist():
         assert (ROOT / f"{module.replace('.', '/')}.py").is_file()
 
 
+def test_the_readme_has_a_figure_for_every_runtime():
+    table = (ROOT / "README.md").read_text().partition("agent / bare loop")[2]
+    assert len(re.findall(r"^\| [\w ]+ \| [\d.]+ \| [\d.]+ to [\d.]+ \|$", table, re.M)) == 3
+
+
 @pytest.mark.slow
 def test_the_harness_reports_every_runtime():
     done = subprocess.run(

@@ -494,6 +494,10 @@ DATA = ("--data", "inputs.npz", "-o", "c.pt2")
         (["export", "inputs.npz", "-f", "onnx", "-o", "m.onnx"], "inputs.npz"),
         (["export", "model.pt2", "-f", "onnx", "-o", "gone/m.onnx"], "there is no folder"),
         (
+            ["compress", "model.pt2", "-m", "int8", "--data", "inputs.npz", "-o", "gone/c.pt2"],
+            "there is no folder",
+        ),
+        (
             ["compress", "model.pt2", "-m", "int8", "--data", "gone.npz", "-o", "c.pt2"],
             "gone.npz is not an .npz",
         ),
