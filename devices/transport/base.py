@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import secrets
 import shlex
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+from profiles.errors import ConnectionLost
 
 LineSink = Callable[[str], None]
 
@@ -54,10 +57,14 @@ class Transport(Protocol):
             ConnectionLost, DeadlineExceeded: see above; lines seen so far were handed over.
         """
 
-    def push(self, source: Path, target: str, *, deadline_s: float) -> None:
+    def push(self, source: Path, target: str, *, deadline_s: float, offset: int = 0) -> None:
         """Copy a local file to a path on the device, whose folder exists.
 
         The target may be left half-written on failure: callers write aside and rename.
+
+        Args:
+            offset: leave out so many bytes of the source, and append the rest to the target.
+            source, target, deadline_s: from where, to where, and by when.
 
         Raises:
             DeviceFull: no space on the device.
@@ -73,8 +80,31 @@ class Transport(Protocol):
             ConnectionLost, DeadlineExceeded: see above.
         """
 
+    def probe(self, *, deadline_s: float) -> float:
+        """Ask the device for an answer; the seconds it took.
+
+        Raises:
+            ConnectionLost, DeadlineExceeded: there was none.
+        """
+
     def close(self) -> None:
         """Give the connection back; may be called again."""
+
+
+def echo(transport: Transport, deadline_s: float) -> float:
+    """Have the device repeat a word that nothing else can have said; the seconds it took.
+
+    Raises:
+        ConnectionLost: if the answer is another.
+        DeadlineExceeded: if there is none.
+    """
+    word = secrets.token_hex(8)
+    start = time.monotonic()
+    done = transport.run(["echo", word], deadline_s=deadline_s)
+    taken = time.monotonic() - start
+    if done.stdout.decode(errors="replace").split() != [word]:
+        raise ConnectionLost(f"the device answers a probe with {done.stdout[:80]!r}")
+    return taken
 
 
 def quote(argv: Sequence[str]) -> str:

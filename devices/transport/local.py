@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from devices.transport.base import Completed, LineSink, LineSplitter, quote, written_aside
+from devices.transport.base import Completed, LineSink, LineSplitter, echo, quote, written_aside
 from profiles.errors import DeadlineExceeded, DeviceError, DeviceFull
 
 _CHUNK_BYTES = 1 << 16
@@ -61,6 +61,10 @@ class LocalTransport:
         """See :class:`devices.transport.base.Transport`; a local copy needs no deadline."""
         with written_aside(target) as aside:
             _copy(self._home / source, aside)
+
+    def probe(self, *, deadline_s: float) -> float:
+        """See :class:`devices.transport.base.Transport`."""
+        return echo(self, deadline_s)
 
     def close(self) -> None:
         """Nothing is held open."""

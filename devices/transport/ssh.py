@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from devices.transport.base import Completed, LineSink, LineSplitter, quote, written_aside
+from devices.transport.base import Completed, LineSink, LineSplitter, echo, quote, written_aside
 from profiles.errors import (
     AuthenticationError,
     ConnectionLost,
@@ -94,6 +94,10 @@ class SshTransport:
             if code != 0:
                 complaint = Completed(b"", stderr, code).complaint()
                 raise DeviceError(f"{source} cannot be read: {complaint}")
+
+    def probe(self, *, deadline_s: float) -> float:
+        """See :class:`devices.transport.base.Transport`."""
+        return echo(self, deadline_s)
 
     def close(self) -> None:
         """See :class:`devices.transport.base.Transport`."""
