@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from devices.agent import agent
+from devices.endpoints.sshd import LoopbackServer
 from devices.inventory import Device
-from devices.loopback import LoopbackServer
 from devices.session import Job
 from devices.transport.ssh import SshTransport
 from profiles.config import parse

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from devices.loopback import LoopbackServer, find_sshd, serve
+from devices.endpoints.sshd import LoopbackServer, find_sshd, serve
 from tests.builders import TinyModel, build_tiny_model
 
 # How long one example takes depends on what else the machine does.

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from devices.loopback import LoopbackServer
+from devices.endpoints.sshd import LoopbackServer
 
 
 def children(pid: int) -> list[int]:

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from devices import loopback as loopback_module
+from devices.endpoints import sshd as loopback_module
+from devices.endpoints.sshd import find_sshd, serve
 from devices.inventory import load_inventory
-from devices.loopback import find_sshd, serve
 from profiles.errors import DeviceUnreachable
 from tests.builders import ssh
 from tests.processes import alive

@@ -17,9 +17,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from devices.endpoints.sshd import LoopbackServer
 from devices.inventory import Device
 from devices.lease import lease
-from devices.loopback import LoopbackServer
 from devices.session import RunRecorder, Session, visit
 from devices.transport.local import LocalTransport
 from profiles.errors import (

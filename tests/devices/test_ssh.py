@@ -16,7 +16,7 @@ import paramiko
 import pytest
 
 import devices.transport.ssh as ssh_module
-from devices.loopback import LoopbackServer
+from devices.endpoints.sshd import LoopbackServer
 from devices.transport.ssh import SshTransport
 from profiles.errors import (
     AuthenticationError,

@@ -20,7 +20,7 @@ import torch
 import typer.main
 from torch import nn
 
-from devices.loopback import LoopbackServer
+from devices.endpoints.sshd import LoopbackServer
 from pipeline.model import save_program, trace
 from pipeline.stage import Workspace
 from profiles.store import Store

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from devices.loopback import find_sshd
+from devices.endpoints.sshd import find_sshd
 from tests.projects import device_lab
 
 ROOT = Path(__file__).parents[2]
