@@ -17,6 +17,7 @@
         ├── DeadlineExceeded       the peer is silent past a deadline            retryable
         ├── HostKeyError           the peer is not who known_hosts says it is
         ├── AuthenticationError    the peer does not accept our key
+        ├── WrongDevice            another device answers at this address
         ├── DeviceBusy             another process holds the device
         ├── DeviceFull             no space for an artifact
         ├── IntegrityError         bytes on the device are not the bytes sent
@@ -134,6 +135,10 @@ class HostKeyError(DeviceError):
 
 class AuthenticationError(DeviceError):
     """The peer does not accept our key."""
+
+
+class WrongDevice(DeviceError):
+    """Another device answers at this address than the one that is expected."""
 
 
 class DeviceBusy(DeviceError):

@@ -138,6 +138,7 @@ class Condition:
         mode: ``as-shipped`` (nothing on the device was changed) or ``pinned``.
         governor: cpufreq governor found on the device, or ``unknown``.
         power_source: ``mains``, ``battery`` or ``unknown``.
+        delegate: delegate or execution provider asked for; ``None`` for the runtime's default.
     """
 
     threads: int = 1
@@ -145,15 +146,22 @@ class Condition:
     mode: str = "as-shipped"
     governor: str = "unknown"
     power_source: str = "unknown"
+    delegate: str | None = None
 
     def requested(self) -> dict[str, Any]:
         """The part that is asked for before the device has been looked at."""
-        return {"threads": self.threads, "core_mask": self.core_mask, "mode": self.mode}
+        return {
+            "threads": self.threads,
+            "core_mask": self.core_mask,
+            "mode": self.mode,
+            "delegate": self.delegate,
+        }
 
     def describe(self) -> str:
         """The condition in a few words, for tables."""
         cores = "" if self.core_mask is None else f" cores {self.core_mask}"
-        return f"{self.threads} thread{'s' if self.threads > 1 else ''}{cores} {self.mode}"
+        delegate = "" if self.delegate is None else f" {self.delegate}"
+        return f"{self.threads} thread{'s' if self.threads > 1 else ''}{cores}{delegate} {self.mode}"
 
 
 @dataclass(frozen=True, slots=True)
