@@ -161,7 +161,8 @@ class Condition:
         """The condition in a few words, for tables."""
         cores = "" if self.core_mask is None else f" cores {self.core_mask}"
         delegate = "" if self.delegate is None else f" {self.delegate}"
-        return f"{self.threads} thread{'s' if self.threads > 1 else ''}{cores}{delegate} {self.mode}"
+        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        return f"{threads}{cores}{delegate} {self.mode}"
 
 
 @dataclass(frozen=True, slots=True)
