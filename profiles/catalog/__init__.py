@@ -4,36 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from profiles.config import Config, parse, read_yaml
+from profiles.catalog.profile import Cluster, DeviceProfile, Gates, Meter, Source, Sourced
+from profiles.config import parse, read_yaml
 from profiles.errors import UsageError
 
+__all__ = [
+    "Cluster",
+    "DeviceProfile",
+    "Gates",
+    "Meter",
+    "Source",
+    "Sourced",
+    "load_profile",
+    "profile_names",
+]
+
 _FOLDER = Path(__file__).parent
-
-
-class DeviceProfile(Config):
-    """What is known of a kind of device before it is looked at.
-
-    Args:
-        description: for people.
-        os: ``linux`` or ``android``.
-        architecture: as ``uname -m`` says.
-        soc: name of the chip, or ``unknown`` for a generic profile.
-        cores: number of cores, or ``None`` where the kind does not fix it.
-        runtimes: runtimes that exist for it.
-        root: default folder for artifacts on the device.
-        python: default interpreter for the agent.
-        source: where these constants are from.
-    """
-
-    description: str
-    os: str
-    architecture: str
-    soc: str = "unknown"
-    cores: int | None = None
-    runtimes: tuple[str, ...]
-    root: str
-    python: str
-    source: str
 
 
 def profile_names() -> list[str]:

@@ -22,7 +22,7 @@ def test_there_are_profiles():
 def test_every_profile_loads(name):
     profile = load_profile(name)
     assert profile.description
-    assert profile.source
+    assert profile.sources
     assert profile.os in ("linux", "android")
     assert set(profile.runtimes) <= set(RUNTIME_OF.values()) == set(RUNTIMES)
     assert profile.runtimes
