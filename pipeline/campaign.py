@@ -22,10 +22,15 @@ from profiles.store import trial_key
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """An artifact to measure and a file with a real value for each of its inputs."""
+    """An artifact to measure and a file with a real value for each of its inputs.
+
+    ``delegates`` took part in it on this host; a device on which they do not is refused, for its
+    figure would be another's.  Empty where this is not known.
+    """
 
     artifact: Artifact
     input_files: tuple[Path, ...]
+    delegates: tuple[str, ...] = ()
 
 
 def input_file(workspace: Workspace, values: Images) -> Path:

@@ -249,7 +249,11 @@ def measure_all(
         The keys of the trials.
     """
     sample = input_file(workspace, data.arrays.test.x[:1])
-    subjects = [Subject(item.artifact, (sample,)) for item in checked if item.parity.passed]
+    subjects = [
+        Subject(item.artifact, (sample,), item.parity.delegates)
+        for item in checked
+        if item.parity.passed
+    ]
     names = {s.artifact.sha256: f"{s.artifact.variant} {s.artifact.format}" for s in subjects}
     try:
         trials = measure(workspace, device, subjects, recipe.measure)

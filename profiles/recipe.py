@@ -57,6 +57,7 @@ InputFile = Annotated[Path, AfterValidator(_existing_file)]
 InputFolder = Annotated[Path, AfterValidator(_existing_folder)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(gt=0)]
+Runtime = Literal["executorch", "onnxruntime", "litert"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
@@ -198,7 +199,11 @@ class Tolerances(Config):
 class Measure(Config):
     """How often to measure: runs (fresh processes) of iterations each, per thread count.
 
-    ``core_mask`` (hexadecimal) keeps the runtime on those cores.
+    ``core_mask`` (hexadecimal) keeps the runtime on those cores.  ``mode`` is ``as-shipped``
+    (nothing on the device is changed) or ``pinned`` (governor and frequencies fixed, and put back
+    afterwards).  ``delegates`` names for a runtime the delegate to ask for, or ``any`` where the
+    one that took part on this host may be missing on the device.  ``deadline_seconds`` is the
+    longest one process may take.
     """
 
     runs: Annotated[int, Field(ge=3)] = 5
@@ -207,6 +212,9 @@ class Measure(Config):
     warmup_seconds: Annotated[float, Field(ge=0)] = 0.2
     threads: tuple[Count, ...] = (1,)
     core_mask: Annotated[str, Field(pattern=r"^[0-9a-fA-F]*[1-9a-fA-F][0-9a-fA-F]*$")] | None = None
+    mode: Literal["as-shipped", "pinned"] = "as-shipped"
+    delegates: dict[Runtime, str] = {}
+    deadline_seconds: Annotated[int, Field(ge=10)] = 900
     seed: int = 0
 
     def plan(self) -> Plan:

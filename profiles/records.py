@@ -115,6 +115,7 @@ class Parity:
         accuracy: the artifact's own top-1 accuracy.
         reference_accuracy: the uncompressed model's top-1 accuracy on the same inputs.
         accuracy_drop_ci95: paired 95 % interval of reference minus artifact accuracy.
+        delegates: what executed it here; a device on which less takes part is refused.
     """
 
     passed: bool
@@ -126,6 +127,14 @@ class Parity:
     accuracy: float
     reference_accuracy: float
     accuracy_drop_ci95: tuple[float, float]
+    delegates: tuple[str, ...] = ()
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Parity:
+        """The inverse of ``dataclasses.asdict`` and JSON."""
+        low, high = value["accuracy_drop_ci95"]
+        delegates = tuple(value.get("delegates", ()))
+        return cls(**{**value, "accuracy_drop_ci95": (low, high), "delegates": delegates})
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ driven by the same code that measures them on a device.
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,18 +60,20 @@ def parity_stage(
 
     def work(_: Path) -> dict[str, Any]:
         test = data.arrays.test
-        outputs = host_outputs(artifact, test.x)
+        outputs, delegates = host_outputs(artifact, test.x)
         expected = np.load(reference, allow_pickle=False)
         uncompressed = np.load(baseline, allow_pickle=False)
-        return asdict(compare(outputs, expected, uncompressed, test, tolerance))
+        found = compare(outputs, expected, uncompressed, test, tolerance)
+        return asdict(replace(found, delegates=delegates))
 
-    value = workspace.run(stage, work).value
-    low, high = value["accuracy_drop_ci95"]
-    return Parity(**{**value, "accuracy_drop_ci95": (low, high)})
+    return Parity.from_json(workspace.run(stage, work).value)
 
 
-def host_outputs(artifact: Artifact, x: Images) -> Images:
-    """The artifact's first output for each input, computed by its runtime on this host.
+def host_outputs(artifact: Artifact, x: Images) -> tuple[Images, tuple[str, ...]]:
+    """Let an artifact's runtime compute on this host.
+
+    Returns:
+        Its first output for each input, and the delegates that took part.
 
     Raises:
         StageError: if the runtime refuses it.
@@ -90,7 +92,7 @@ def host_outputs(artifact: Artifact, x: Images) -> Images:
         raise StageError(
             f"{artifact.runtime} cannot run its own artifact: {type(error).__name__}: {reason}"
         ) from error
-    return np.concatenate(rows)
+    return np.concatenate(rows), tuple(engine.delegates())
 
 
 def compare(

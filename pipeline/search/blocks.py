@@ -137,9 +137,10 @@ def _export(workspace: Workspace, block: Block, settings: Search, model: str, co
         role="block",
     )
     values = np.load(result.folder / _INPUT, allow_pickle=False)
-    _check(workspace, artifact, values, np.array(result.value["expected"], dtype=np.float32))
+    expected = np.array(result.value["expected"], dtype=np.float32)
+    delegates = _check(workspace, artifact, values, expected)
     workspace.store.put_artifact(artifact)
-    return Subject(artifact, (input_file(workspace, values),))
+    return Subject(artifact, (input_file(workspace, values),), delegates)
 
 
 def _check(
@@ -147,18 +148,19 @@ def _check(
     artifact: Artifact,
     values: np.ndarray[Any, np.dtype[np.float32]],
     expected: np.ndarray[Any, np.dtype[np.float32]],
-) -> None:
-    """No parity, no timing: also for blocks."""
+) -> tuple[str, ...]:
+    """No parity, no timing: also for blocks.  Returns the delegates that took part here."""
     packages = (HOST_RUNTIMES[artifact.format],)
     stage = Stage("block-parity", {"artifact": artifact.sha256}, packages)
 
     def work(_: Path) -> dict[str, Any]:
-        error = float(np.abs(host_outputs(artifact, values).flatten() - expected).max())
+        outputs, delegates = host_outputs(artifact, values)
+        error = float(np.abs(outputs.flatten() - expected).max())
         if not error <= BLOCK_TOLERANCE * float(np.abs(expected).max()):
             raise StageError(
                 f"block {artifact.variant} differs by {error:.3g} once exported to"
                 f" {artifact.format}: not measured"
             )
-        return {"max_abs_error": error}
+        return {"max_abs_error": error, "delegates": delegates}
 
-    workspace.run(stage, work)
+    return tuple(workspace.run(stage, work).value["delegates"])

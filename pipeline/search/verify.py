@@ -181,4 +181,5 @@ def _prepare(ground: Ground, genome: Genomes) -> tuple[Subject, float]:
     workspace.store.put_artifact(artifact, parity)
     if not parity.passed:
         raise StageError(f"parity: {parity.reason}")
-    return Subject(artifact, (input_file(workspace, data.test.x[:1]),)), parity.accuracy
+    sample = input_file(workspace, data.test.x[:1])
+    return Subject(artifact, (sample,), parity.delegates), parity.accuracy
