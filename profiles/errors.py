@@ -10,6 +10,7 @@
     ├── StageError                 a stage of the pipeline failed                 exit 1
     │   └── ExportError            one format could not be written or lowered
     ├── StoreError                 the store of measurements cannot be used       exit 1
+    │   └── StaleFence             a result of a lease that is over is rejected
     ├── TableError                 a latency table does not answer the question   exit 1
     └── DeviceError                something on or before a device failed         exit 1
         ├── DeviceUnreachable      no connection                                 retryable
@@ -19,6 +20,7 @@
         ├── AuthenticationError    the peer does not accept our key
         ├── WrongDevice            another device answers at this address
         ├── DeviceBusy             another process holds the device
+        ├── LeaseLost              our lease of the device is over before we were done
         ├── DeviceFull             no space for an artifact
         ├── IntegrityError         bytes on the device are not the bytes sent
         └── AgentError             the measuring program reported a failure
@@ -103,6 +105,10 @@ class StoreError(EdgeError):
     """The store of measurements cannot be used."""
 
 
+class StaleFence(StoreError):
+    """The device has been leased anew since: results of an earlier lease are rejected."""
+
+
 class TableError(EdgeError):
     """A latency table does not answer the question asked."""
 
@@ -143,6 +149,10 @@ class WrongDevice(DeviceError):
 
 class DeviceBusy(DeviceError):
     """Another process holds the device."""
+
+
+class LeaseLost(DeviceError):
+    """Our lease of the device is over: it expired, or somebody else has taken the device."""
 
 
 class DeviceFull(DeviceError):

@@ -221,7 +221,14 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One artifact's part of a visit to a device: the raw material of a measurement."""
+    """One artifact's part of a visit to a device: the raw material of a measurement.
+
+    Args:
+        device_serial: of the hardware that was visited, or ``unknown``.
+        device_build: the build of its operating system, or ``unknown``.
+        agent: which program measured: ``python``, ``native``, ``scripted``..., or ``unknown``.
+        fence: of the lease under which it was last opened; 0 for none, older than every lease.
+    """
 
     key: str
     artifact_sha256: str
@@ -236,6 +243,10 @@ class Trial:
     status: str = "open"
     reason: str = ""
     runs: tuple[Run, ...] = ()
+    device_serial: str = "unknown"
+    device_build: str = "unknown"
+    agent: str = "python"
+    fence: int = 0
 
 
 @dataclass(frozen=True, slots=True)

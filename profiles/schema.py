@@ -58,6 +58,11 @@ class TrialRow(Base):
     status: Mapped[str] = mapped_column(index=True)
     reason: Mapped[str]
     started_utc: Mapped[str]
+    # Added to stores that have rows already, which is why these have a default in the database.
+    device_serial: Mapped[str] = mapped_column(server_default="unknown")
+    device_build: Mapped[str] = mapped_column(server_default="unknown")
+    agent: Mapped[str] = mapped_column(server_default="unknown")
+    fence: Mapped[int] = mapped_column(server_default="0")
 
     runs: Mapped[list[RunRow]] = relationship(
         order_by="RunRow.number", cascade="all, delete-orphan"

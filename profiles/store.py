@@ -20,7 +20,7 @@ from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import Session, selectinload
 
 from profiles.canonical import digest
-from profiles.errors import StoreError
+from profiles.errors import StaleFence, StoreError
 from profiles.measurements import conclude
 from profiles.records import Artifact, Condition, Measurement, Parity, Plan, Run, Samples, Trial
 from profiles.schema import ArtifactRow, RunRow, TrialRow
@@ -122,16 +122,22 @@ class Store:
         """Begin a trial, or take it up again: its runs so far come back with it.
 
         What the device says of itself (runtime version, condition) is brought up to date.  Runs
-        of another version of the runtime, or with another governor or power source, are kept
-        but no longer count as complete: a measurement never mixes two.
+        of another unit, OS build, agent or version of the runtime, or with another governor or
+        power source, are kept but no longer count as complete: a measurement never mixes two.
+
+        Raises:
+            StaleFence: if it has been opened under a newer lease than ``trial.fence``; nothing
+                is changed.
         """
         with self._transaction() as session:
             row = session.get(TrialRow, trial.key)
             if row is None:
                 row = TrialRow(key=trial.key, started_utc=_now(), status="open", reason="")
                 session.add(row)
-            elif row.status == "failed":
-                row.status, row.reason = "open", ""
+            else:
+                _refuse_older(row, trial.fence)
+                if row.status == "failed":
+                    row.status, row.reason = "open", ""
             if _another_setting(row, trial):
                 for run in row.runs:
                     run.complete = False
@@ -144,18 +150,31 @@ class Store:
             row.emulated = trial.emulated
             row.condition = _json(trial.condition)
             row.plan = _json(trial.plan)
+            row.device_serial = _known(trial.device_serial, row.device_serial)
+            row.device_build = _known(trial.device_build, row.device_build)
+            row.agent = trial.agent
+            row.fence = trial.fence
             session.flush()
             return _trial(row)
 
-    def add_run(self, key: str, run: Run) -> None:
+    def add_run(self, key: str, run: Run, fence: int = 0) -> None:
         """Append one run to an open trial.
+
+        Args:
+            key: of the trial.
+            run: what the device delivered.
+            fence: of the lease under which it was measured.
 
         Raises:
             StoreError: if there is no such trial, or it is closed, or has that run.
+            StaleFence: if the trial has been opened under a newer lease.
         """
         with self._transaction() as session:
             row = session.get(TrialRow, key)
-            if row is None or row.status != "open":
+            if row is None:
+                raise StoreError(f"trial {key[:12]} is not open: a run cannot be added")
+            _refuse_older(row, fence)
+            if row.status != "open":
                 raise StoreError(f"trial {key[:12]} is not open: a run cannot be added")
             if any(present.number == run.number for present in row.runs):
                 raise StoreError(f"trial {key[:12]} already has run {run.number}")
@@ -175,12 +194,18 @@ class Store:
                 )
             )
 
-    def close_trial(self, key: str, status: str, reason: str = "") -> None:
-        """End a trial with a status: ``accepted``, ``refused`` or ``failed`` and why."""
+    def close_trial(self, key: str, status: str, reason: str = "", fence: int = 0) -> None:
+        """End a trial with a status: ``accepted``, ``refused`` or ``failed`` and why.
+
+        Raises:
+            StoreError: if there is no such trial.
+            StaleFence: if it has been opened under a newer lease than ``fence``.
+        """
         with self._transaction() as session:
             row = session.get(TrialRow, key)
             if row is None:
                 raise StoreError(f"there is no trial {key[:12]} to close")
+            _refuse_older(row, fence)
             row.status, row.reason = status, reason
 
     def trials(self, keys: Sequence[str] | None = None) -> list[Trial]:
@@ -206,7 +231,7 @@ class Store:
             by_sha.setdefault(trial.artifact_sha256, []).append(trial)
         found: list[Measurement] = []
         for row in artifacts:
-            parity = None if row.parity is None else _parity(row.parity)
+            parity = None if row.parity is None else Parity.from_json(row.parity)
             trials: Sequence[Trial | None] = by_sha.get(row.sha256, [])
             if not trials and keys is None and parity is not None and not parity.passed:
                 trials = [None]
@@ -255,6 +280,17 @@ def _migrate(engine: Engine, path: Path) -> None:
             connection.commit()
 
 
+def _refuse_older(row: TrialRow, fence: int) -> None:
+    """Whoever held the device before the last who opened this trial has nothing more to say."""
+    if fence < row.fence:
+        raise StaleFence(
+            f"trial {row.key[:12]} belongs to a newer lease of its device"
+            f" ({row.fence}, this one is {fence}): the result is rejected",
+            "another process measures it now, or has; run again to take up what is missing",
+            row.device_id,
+        )
+
+
 def _another_setting(row: TrialRow, trial: Trial) -> bool:
     """Whether a trial is taken up again where something that decides its numbers has changed.
 
@@ -266,8 +302,16 @@ def _another_setting(row: TrialRow, trial: Trial) -> bool:
         (row.runtime_version, trial.runtime_version),
         (row.condition["governor"], trial.condition.governor),
         (row.condition["power_source"], trial.condition.power_source),
+        (row.device_serial, trial.device_serial),
+        (row.device_build, trial.device_build),
+        (row.agent, trial.agent),
     ]
     return any("unknown" not in pair and pair[0] != pair[1] for pair in pairs)
+
+
+def _known(now: str, before: str | None) -> str:
+    """A visit that could not tell does not undo what an earlier one found."""
+    return before if now == "unknown" and before is not None else now
 
 
 def _trial(row: TrialRow) -> Trial:
@@ -297,12 +341,11 @@ def _trial(row: TrialRow) -> Trial:
             )
             for run in row.runs
         ),
+        device_serial=row.device_serial,
+        device_build=row.device_build,
+        agent=row.agent,
+        fence=row.fence,
     )
-
-
-def _parity(value: dict[str, Any]) -> Parity:
-    low, high = value["accuracy_drop_ci95"]
-    return Parity(**{**value, "accuracy_drop_ci95": (low, high)})
 
 
 def _json(record: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import random
 import signal
 import sqlite3
@@ -15,7 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,7 +26,7 @@ from hypothesis.extra.numpy import arrays
 from sqlalchemy import create_engine
 
 from profiles import store as store_module
-from profiles.errors import StoreError
+from profiles.errors import StaleFence, StoreError
 from profiles.records import Condition, Plan
 from profiles.schema import Base
 from profiles.store import Store, trial_key
@@ -690,3 +693,177 @@ def test_an_unknown_version_does_not_undo_runs(store):
     store.add_run(old.key, run(0))
     resumed = store.open_trial(dataclasses.replace(old, runtime_version="unknown"))
     assert [kept.complete for kept in resumed.runs] == [True]
+
+
+# Leases
+
+
+def test_who_measured_comes_back(path):
+    who = {"device_serial": "100a", "device_build": "TQ3A.230805", "agent": "native", "fence": 7}
+    with Store(path) as store:
+        store.open_trial(trial(**who))
+    with Store(path) as store:
+        (found,) = store.trials()
+    assert {name: getattr(found, name) for name in who} == who
+
+
+def test_a_newer_lease_takes_a_trial_over_and_the_older_one_is_rejected(store):
+    """The older holder was frozen and woke up, say; nothing it brings may be kept."""
+    key = store.open_trial(trial(fence=5)).key
+    store.add_run(key, run(0), fence=5)
+    assert len(store.open_trial(trial(fence=6)).runs) == 1
+    with pytest.raises(StaleFence, match=r"newer lease.*6, this one is 5"):
+        store.add_run(key, run(1), fence=5)
+    with pytest.raises(StaleFence):
+        store.close_trial(key, "failed", "the link broke", fence=5)
+    with pytest.raises(StaleFence) as caught:
+        store.open_trial(trial(fence=5, runtime_version="2.0"))
+    assert caught.value.device == "board"
+    (kept,) = store.trials()
+    assert (kept.fence, kept.status, kept.runtime_version) == (6, "open", "1.0")
+    assert [(each.number, each.complete) for each in kept.runs] == [(0, True)]
+    store.add_run(key, run(1), fence=6)
+    store.close_trial(key, "accepted", fence=6)
+
+
+def test_a_stale_writer_hears_that_it_is_stale_even_when_the_trial_is_closed(store):
+    key = store.open_trial(trial(fence=6)).key
+    store.close_trial(key, "accepted", fence=6)
+    with pytest.raises(StaleFence):
+        store.add_run(key, run(0), fence=5)
+    with pytest.raises(StaleFence):
+        store.close_trial(key, "failed", "late", fence=5)
+    assert store.trials()[0].status == "accepted"
+
+
+FENCED_WRITER = """
+import sys
+from pathlib import Path
+from profiles.errors import StaleFence, StoreError
+from profiles.store import Store
+from tests.builders import run, trial
+path, fence = Path(sys.argv[1]), int(sys.argv[2])
+with Store(path) as store:
+    try:
+        opened = store.open_trial(trial(fence=fence))
+        for number in range(len(opened.runs), len(opened.runs) + 10):
+            try:
+                store.add_run(opened.key, run(number, (fence,) * 3), fence=fence)
+            except StaleFence:
+                raise
+            except StoreError:
+                pass  # the run before it came from another writer
+        print("finished")
+    except StaleFence:
+        print("stale")
+"""
+
+
+def test_runs_of_many_leases_stand_in_the_order_of_their_fences(path):
+    """Whichever of many writers comes when: no older result lands behind a newer one."""
+    Store(path).close()
+    writers = {
+        fence: subprocess.Popen(
+            [sys.executable, "-c", FENCED_WRITER, str(path), str(fence)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for fence in (3, 1, 4, 2)
+    }
+    said = {fence: each.communicate()[0].strip() for fence, each in writers.items()}
+    assert set(said.values()) <= {"finished", "stale"}
+    assert said[4] == "finished"
+    with Store(path) as store:
+        (found,) = store.trials()
+    fences = [int(each.samples_ns[0]) for each in found.runs]
+    assert fences == sorted(fences)
+    assert fences.count(4) > 0
+
+
+@pytest.mark.parametrize("changed", ["device_serial", "device_build", "agent"])
+def test_runs_of_another_unit_build_or_agent_no_longer_count(store, changed):
+    first = trial(device_serial="100a", device_build="one", agent="python")
+    store.open_trial(first)
+    store.add_run(first.key, run(0))
+    assert [r.complete for r in store.open_trial(first).runs] == [True]
+    other = store.open_trial(dataclasses.replace(first, **{changed: "other"}))
+    assert [r.complete for r in other.runs] == [False]
+
+
+@pytest.mark.parametrize("changed", ["device_serial", "device_build"])
+def test_a_visit_that_could_not_tell_does_not_hide_a_change(store, changed):
+    first = trial(**{changed: "one"})
+    store.open_trial(first)
+    store.add_run(first.key, run(0))
+    unsure = store.open_trial(dataclasses.replace(first, **{changed: "unknown"}))
+    assert [r.complete for r in unsure.runs] == [True]
+    other = store.open_trial(dataclasses.replace(first, **{changed: "other"}))
+    assert [r.complete for r in other.runs] == [False]
+
+
+# Older stores
+
+
+def store_of_revision(path: Path, revision: str) -> None:
+    """A store as an earlier edgeloop left it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(f"sqlite:///{path}")
+    config = Config()
+    config.set_main_option("script_location", "profiles:migrations")
+    config.set_main_option("path_separator", "os")
+    with engine.connect() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+        connection.commit()
+    engine.dispose()
+
+
+def insert_trial(raw: sqlite3.Connection, key: str, transport: str) -> None:
+    made = trial()
+    raw.execute(
+        "INSERT INTO trial VALUES (?, ?, ?, ?, 'onnxruntime', '1.0', '[]', 0, ?, ?, 'open', '', ?)",
+        (
+            key,
+            SHA,
+            made.device_id,
+            transport,
+            json.dumps(dataclasses.asdict(made.condition)),
+            json.dumps(dataclasses.asdict(made.plan)),
+            "2026-01-01",
+        ),
+    )
+    raw.execute(
+        "INSERT INTO run (trial_key, number, complete, warmup_ns, samples_ns, load_ns, first_ns,"
+        " environment, finished_utc) VALUES (?, 0, 1, x'', ?, 5, 4, '{}', '2026-01-01')",
+        (key, np.array([1, 2, 3], dtype="<i8").tobytes()),
+    )
+
+
+def test_a_store_of_the_first_schema_is_brought_up_to_date_with_its_rows(path):
+    store_of_revision(path, "0001")
+    with sqlite3.connect(path) as raw:
+        insert_trial(raw, "real", "ssh")
+        insert_trial(raw, "played", "scripted")
+    raw.close()
+    with Store(path) as store:
+        old = {each.key: each for each in store.trials()}
+        assert old["real"].runs[0].samples_ns.tolist() == [1, 2, 3]
+        assert (old["real"].device_serial, old["real"].device_build) == ("unknown", "unknown")
+        # There was one agent for real devices; what played a scripted one nobody knows.
+        assert (old["real"].agent, old["played"].agent) == ("python", "unknown")
+        opened = store.open_trial(trial(key="real", device_serial="100a", fence=9))
+        assert [each.complete for each in opened.runs] == [True]
+        store.add_run("real", run(1), fence=9)
+        with pytest.raises(StaleFence):
+            store.close_trial("real", "accepted")
+
+
+def test_another_agent_does_not_go_on_with_the_runs_of_an_older_store(path):
+    store_of_revision(path, "0001")
+    with sqlite3.connect(path) as raw:
+        insert_trial(raw, "real", "ssh")
+    raw.close()
+    with Store(path) as store:
+        opened = store.open_trial(trial(key="real", agent="native"))
+        assert [each.complete for each in opened.runs] == [False]
