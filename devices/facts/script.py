@@ -1,0 +1,84 @@
+"""The shell script that has a device tell what it is.
+
+It prints what it finds as it finds it, and understands nothing: a device need not be visited again
+to be understood better.  Each source begins with a line ``NONCE NAME``, which nothing else on the
+device can print by accident; a login's greeting comes before the first of them.  ``NONCE end``
+stands last: without it the text is cut off.
+
+    sh -c SCRIPT sh NONCE [ROOT]        ROOT: where /proc, /sys and /etc are, for tests
+
+Runs on dash, busybox and Android's mksh with toybox.  Files in sysfs are read with the shell's own
+``read``: some hundreds of processes would take seconds on a phone.
+"""
+
+from __future__ import annotations
+
+SCRIPT = r"""
+LC_ALL=C; export LC_ALL
+n=$1 r=$2
+cpu=$r/sys/devices/system/cpu
+section() { echo "$n $1"; }
+# The first lines of small files, one section each, under their names without ROOT.
+show() {
+  for f; do
+    [ -f "$f" ] && [ -r "$f" ] || continue
+    line=
+    read -r line < "$f" 2>/dev/null
+    [ -n "$line" ] && { section "${f#"$r"}"; echo " $line"; }
+  done
+}
+# Which of these files exist.
+list() {
+  for f; do
+    if [ -e "$f" ]; then echo " ${f#"$r"}"; fi
+  done
+}
+whole() {
+  for f; do
+    if [ -r "$f" ]; then section "${f#"$r"}"; cat "$f" 2>/dev/null; echo; fi
+  done
+}
+strings() {
+  for f; do
+    if [ -r "$f" ]; then section "${f#"$r"}"; tr '\000' '\n' < "$f" 2>/dev/null; echo; fi
+  done
+}
+{
+section uname; uname -s -r -m
+whole "$r/proc/cpuinfo" "$r/proc/meminfo" "$r/etc/os-release"
+strings "$r/proc/device-tree/model" "$r/proc/device-tree/compatible" \
+  "$r/proc/device-tree/serial-number"
+show "$r/etc/machine-id" "$r/sys/hypervisor/type" "$r/sys/class/dmi/id/product_uuid" \
+  "$r/sys/class/dmi/id/product_name" "$r/sys/class/dmi/id/sys_vendor"
+show "$cpu/online"
+for p in "$cpu"/cpufreq/policy[0-9]*; do
+  show "$p/related_cpus" "$p/scaling_governor" "$p/cpuinfo_min_freq" "$p/cpuinfo_max_freq"
+done
+for p in "$cpu"/cpu[0-9]*; do
+  show "$p/cpu_capacity" "$p/topology/cluster_id" "$p/topology/physical_package_id" \
+    "$p/regs/identification/midr_el1"
+done
+show "$r/sys/devices/system/clocksource/clocksource0/current_clocksource"
+show "$r"/sys/class/thermal/thermal_zone*/type
+show "$r"/sys/class/hwmon/hwmon*/name "$r"/sys/class/hwmon/hwmon*/in*_label \
+  "$r"/sys/class/hwmon/hwmon*/curr*_label "$r"/sys/class/hwmon/hwmon*/power*_label
+show "$r"/sys/bus/iio/devices/iio:device*/name
+whole "$r"/sys/bus/iio/devices/iio:device*/energy_value
+show "$r"/sys/class/power_supply/*/type "$r"/sys/class/power_supply/*/online
+show "$r"/sys/class/powercap/*/name
+section readings
+list "$r"/sys/class/hwmon/hwmon*/curr*_input "$r"/sys/class/hwmon/hwmon*/power*_input \
+  "$r"/sys/class/hwmon/hwmon*/power*_average \
+  "$r"/sys/bus/iio/devices/iio:device*/in_current*_raw \
+  "$r"/sys/bus/iio/devices/iio:device*/in_power*_raw \
+  "$r"/sys/bus/iio/devices/iio:device*/energy_value \
+  "$r"/sys/class/power_supply/*/current_now "$r"/sys/class/power_supply/*/power_now \
+  "$r"/sys/class/powercap/*/energy_uj
+if command -v vcgencmd >/dev/null; then section vcgencmd; vcgencmd pmic_read_adc; fi
+if command -v getprop >/dev/null; then section getprop; getprop; fi
+if command -v dumpsys >/dev/null; then section battery; dumpsys battery; fi
+# The program that runs this shell: under qemu-user it is qemu, which hides that only from itself.
+section interpreter; readlink "/proc/$$/exe"
+} 2>/dev/null
+section end
+"""

@@ -1,0 +1,86 @@
+"""Thermal zones, places that tell power, and where the power is from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from devices.facts.dump import Dump
+
+_HWMON = "/sys/class/hwmon"
+_IIO = "/sys/bus/iio/devices"
+_SUPPLY = "/sys/class/power_supply"
+_POWERCAP = "/sys/class/powercap"
+
+
+def thermal_zones(dump: Dump) -> list[dict[str, str]]:
+    """The type and folder of each thermal zone."""
+    zones = dump.each(r"(/sys/class/thermal/thermal_zone[0-9]+)/type")
+    return [{"type": text, "path": match[1]} for match, text in zones]
+
+
+def meters(dump: Dump) -> list[dict[str, Any]]:
+    """What tells a current, a power or an energy: its kind, name, folder and rails."""
+    readings = dump.lines("readings")
+    found = [
+        *_named(dump, "hwmon", rf"({_HWMON}/hwmon[0-9]+)/name", readings),
+        *_named(dump, "iio", rf"({_IIO}/iio:device[0-9]+)/name", readings),
+        *_named(dump, "power_supply", rf"({_SUPPLY}/([^/]+))/type", readings),
+        *_named(dump, "powercap", rf"({_POWERCAP}/[^/]+)/name", readings),
+    ]
+    channels = [line for line in dump.lines("vcgencmd") if re.search(r" current\([0-9]+\)=", line)]
+    if channels:
+        rails = [line.split()[0].removesuffix("_A") for line in channels]
+        found.append({"kind": "pmic", "name": "vcgencmd", "rails": rails})
+    return found
+
+
+def _named(dump: Dump, kind: str, pattern: str, readings: Iterable[str]) -> list[dict[str, Any]]:
+    found = []
+    for match, text in dump.each(pattern):
+        folder = match[1]
+        files = [
+            path.removeprefix(f"{folder}/") for path in readings if path.startswith(f"{folder}/")
+        ]
+        if not files:
+            continue
+        meter: dict[str, Any] = {
+            "kind": "odpm" if "energy_value" in files else kind,
+            "name": match[2] if kind == "power_supply" else text,
+            "path": folder,
+        }
+        rails = _labels(dump, folder) + _odpm_rails(dump, folder)
+        if rails:
+            meter["rails"] = rails
+        found.append(meter)
+    return found
+
+
+def _labels(dump: Dump, folder: str) -> list[str]:
+    labels = dump.each(rf"{re.escape(folder)}/(?:in|curr|power)[0-9]+_label")
+    return list(dict.fromkeys(text for _, text in labels))
+
+
+def _odpm_rails(dump: Dump, folder: str) -> list[str]:
+    """The rails of a Pixel's power monitor; a line is ``CH3(T=358356)[S2M_VDD_CPUCL2], 761330``."""
+    lines = dump.lines(f"{folder}/energy_value")
+    return [
+        match[1] for line in lines if (match := re.match(r"CH[0-9]+\([^)]*\)\[([^]]+)\]", line))
+    ]
+
+
+def power_source(dump: Dump) -> str:
+    """``mains``, ``battery`` or ``unknown``; a phone on a cable is on the mains.
+
+    The kernel is asked first: what Android's own battery service says can be faked.
+    """
+    if any(text == "1" for _, text in dump.each(rf"{_SUPPLY}/[^/]+/online")):
+        return "mains"
+    service = dump.pairs("battery", ":")
+    if any(value == "true" for key, value in service.items() if key.endswith(" powered")):
+        return "mains"
+    types = [text for _, text in dump.each(rf"{_SUPPLY}/[^/]+/type")]
+    if "Battery" in types or service.get("present") == "true":
+        return "battery"
+    return "unknown"
