@@ -1,4 +1,4 @@
-"""Fixtures of the whole suite: a real SSH server on loopback, and a model that costs nothing."""
+"""Fixtures of the whole suite: real servers on loopback, and a model that costs nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from devices.endpoints.adbd import Phone, adbd_files, build_shim, serve_phone
 from devices.endpoints.sshd import LoopbackServer, find_sshd, serve
+from profiles.errors import DeviceUnreachable
 from tests.builders import TinyModel, build_tiny_model
 
 # How long one example takes depends on what else the machine does.
@@ -18,8 +20,11 @@ settings.load_profile("edgeloop")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if {"loopback", "own_sshd"} & set(getattr(item, "fixturenames", ())):
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if {"loopback", "own_sshd"} & fixtures:
             item.add_marker(pytest.mark.sshd)
+        if {"phone", "own_phone"} & fixtures:
+            item.add_marker(pytest.mark.adbd)
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +52,30 @@ def own_sshd(tmp_path: Path) -> Iterator[LoopbackServer]:
     _require_sshd()
     with serve(tmp_path / "own-sshd") as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def _adbd() -> None:
+    """Have adbd ready, or skip what needs it."""
+    try:
+        adbd_files()
+        build_shim()
+    except DeviceUnreachable as error:
+        pytest.skip(f"no adbd on this machine: {error}")
+
+
+@pytest.fixture(scope="session")
+def phone(_adbd: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Phone]:
+    """A real adbd with an adb server, shared by all tests that do it no harm."""
+    with serve_phone(tmp_path_factory.mktemp("phone")) as served:
+        yield served
+
+
+@pytest.fixture
+def own_phone(_adbd: None, tmp_path: Path) -> Iterator[Phone]:
+    """A real adbd of this test's own, to be killed, frozen or tampered with."""
+    with serve_phone(tmp_path / "own-phone") as served:
+        yield served
 
 
 @pytest.fixture(scope="session")

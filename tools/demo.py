@@ -18,7 +18,8 @@ from pathlib import Path
 
 import yaml
 
-from devices.endpoints.sshd import end_with_parent, find_sshd, serve
+from devices.endpoints.processes import end_with_parent
+from devices.endpoints.sshd import find_sshd, serve
 from profiles.errors import EdgeError
 
 RECIPE = Path(__file__).parents[1] / "pipeline" / "examples" / "digits.yaml"

@@ -6,26 +6,19 @@ no password, and is ended by its process id.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import getpass
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from devices.endpoints.processes import free_port, serving
 from profiles.errors import DeviceUnreachable
 
-_START_TIMEOUT_S = 10.0
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None)
 # SHLVL keeps bash from reading a heavy start-up file before each command.
 _CONFIG = """\
 ListenAddress 127.0.0.1
@@ -40,14 +33,6 @@ KbdInteractiveAuthentication no
 Subsystem sftp internal-sftp
 SetEnv SHLVL=1
 """
-
-
-def end_with_parent() -> None:
-    """In a child process: be ended when the parent dies, however it dies.
-
-    Source: prctl(2), PR_SET_PDEATHSIG.
-    """
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def find_sshd() -> str | None:
@@ -96,31 +81,17 @@ def serve(folder: Path) -> Iterator[LoopbackServer]:
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
-    port = _free_port()
+    port = free_port()
     _make_keys(folder, port)
     config = folder / "sshd_config"
     config.write_text(_CONFIG.format(port=port, folder=folder))
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(exist_ok=True)  # privilege separation insists on it
-    with (folder / "sshd.log").open("wb") as log:
-        process = subprocess.Popen(
-            [program, "-D", "-e", "-f", str(config)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            preexec_fn=end_with_parent,  # noqa: PLW1509 - one system call, nothing to lock
-        )
-    try:
-        _await_port(port, process, folder / "sshd.log")
+    argv = [program, "-D", "-e", "-f", str(config)]
+    with serving(argv, port, folder / "sshd.log") as process:
         yield LoopbackServer(
             port, getpass.getuser(), folder / "user_key", folder / "known_hosts", process
         )
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGCONT)
-            os.killpg(process.pid, signal.SIGTERM)
-        process.wait()
 
 
 def _make_keys(folder: Path, port: int) -> None:
@@ -133,19 +104,3 @@ def _make_keys(folder: Path, port: int) -> None:
     shutil.copyfile(folder / "user_key.pub", folder / "authorized_keys")
     host_key = " ".join((folder / "host_key.pub").read_text().split()[:2])
     (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {host_key}\n")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _await_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + _START_TIMEOUT_S
-    while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return
-        time.sleep(0.02)
-    lines = log.read_text().strip().splitlines() or ["no message"]
-    raise DeviceUnreachable(f"the OpenSSH server did not start: {lines[-1]}")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from devices.transport.adb import AdbTransport
 from devices.transport.base import Transport
 from devices.transport.local import LocalTransport
 from devices.transport.scripted import ScriptedTransport
@@ -76,7 +77,14 @@ class Peer:
         )
 
 
-@pytest.fixture(params=["local", "scripted", pytest.param("ssh", marks=pytest.mark.sshd)])
+@pytest.fixture(
+    params=[
+        "local",
+        "scripted",
+        pytest.param("ssh", marks=pytest.mark.sshd),
+        pytest.param("adb", marks=pytest.mark.adbd),
+    ]
+)
 def peer(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Peer]:
     folder = tmp_path / "device"
     folder.mkdir()
@@ -84,8 +92,12 @@ def peer(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Peer]:
         made = Peer(LocalTransport(folder), folder, folder)
     elif request.param == "scripted":
         made = Peer(ScriptedTransport(folder, {}), folder, folder)
-    else:
+    elif request.param == "ssh":
         made = Peer(ssh(request.getfixturevalue("loopback")), folder, Path.home())
+    else:
+        phone = request.getfixturevalue("phone")
+        transport = AdbTransport(phone.serial, phone.server)
+        made = Peer(transport, folder, Path(transport.home))
     yield made
     made.transport.close()
 

@@ -1,0 +1,96 @@
+"""Servers as child processes: on loopback, and ended with whoever started them."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from profiles.errors import DeviceUnreachable
+
+_START_TIMEOUT_S = 10.0
+_END_TIMEOUT_S = 5.0
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)
+
+
+def end_with_parent() -> None:
+    """In a child process: be ended when the parent dies, however it dies.
+
+    Source: prctl(2), PR_SET_PDEATHSIG.
+    """
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def serving(
+    argv: Sequence[str],
+    port: int,
+    log: Path,
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a server while in context; it is entered once the port is listened on.
+
+    Args:
+        argv: the server's program, which stays in the foreground, and its arguments.
+        port: of 127.0.0.1.
+        log: file for both of its output streams.
+        env, cwd: its environment and working folder, where not this process's own.
+
+    Raises:
+        DeviceUnreachable: with the server's last words, if it does not come up.
+    """
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=sink,
+            env=env,
+            cwd=cwd,
+            start_new_session=True,
+            preexec_fn=end_with_parent,  # noqa: PLW1509 - one system call, nothing to lock
+        )
+    try:
+        _await_port(port, process, log)
+        yield process
+    finally:
+        _end(process)
+
+
+def _await_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        time.sleep(0.02)
+    lines = log.read_text(errors="replace").strip().splitlines() or ["no message"]
+    raise DeviceUnreachable(f"{log.stem} did not start: {lines[-1]}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a server and what it started, even if it is frozen."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGCONT)
+        os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(_END_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
