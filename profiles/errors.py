@@ -21,6 +21,7 @@
         ├── WrongDevice            another device answers at this address
         ├── DeviceBusy             another process holds the device
         ├── LeaseLost              our lease of the device is over before we were done
+        ├── NotReady               the device is not in the state to be measured in
         ├── DeviceFull             no space for an artifact
         ├── IntegrityError         bytes on the device are not the bytes sent
         └── AgentError             the measuring program reported a failure
@@ -153,6 +154,26 @@ class DeviceBusy(DeviceError):
 
 class LeaseLost(DeviceError):
     """Our lease of the device is over: it expired, or somebody else has taken the device."""
+
+
+class NotReady(DeviceError):
+    """The device is not in the state that it is to be measured in.
+
+    Args:
+        reasons: what is wrong, one clause each.
+        advice: what to do about it, one clause each; what is said twice is said once.
+    """
+
+    def __init__(
+        self, reasons: Sequence[str], advice: Sequence[str] = (), device: str | None = None
+    ) -> None:
+        super().__init__("; ".join(reasons), "; ".join(dict.fromkeys(advice)), device)
+        self.reasons = tuple(reasons)
+        self.advice = tuple(advice)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # As for ConfigError.
+        return type(self), (self.reasons, self.advice), self.__dict__
 
 
 class DeviceFull(DeviceError):
