@@ -53,9 +53,9 @@ class LocalTransport:
             _end(process)
         return Completed(stdout, stderr, exit_code)
 
-    def push(self, source: Path, target: str, *, deadline_s: float) -> None:
+    def push(self, source: Path, target: str, *, deadline_s: float, offset: int = 0) -> None:
         """See :class:`devices.transport.base.Transport`; a local copy needs no deadline."""
-        _copy(source, self._home / target)
+        _copy(source, self._home / target, offset)
 
     def pull(self, source: str, target: Path, *, deadline_s: float) -> None:
         """See :class:`devices.transport.base.Transport`; a local copy needs no deadline."""
@@ -70,9 +70,15 @@ class LocalTransport:
         """Nothing is held open."""
 
 
-def _copy(source: Path, target: Path) -> None:
+def _copy(source: Path, target: Path, offset: int = 0) -> None:
     try:
-        shutil.copyfile(source, target)
+        if offset == 0:
+            shutil.copyfile(source, target)
+            return
+        with source.open("rb") as bytes_in, target.open("r+b") as bytes_out:
+            bytes_in.seek(offset)
+            bytes_out.seek(offset)
+            shutil.copyfileobj(bytes_in, bytes_out, _CHUNK_BYTES)
     except OSError as error:
         kind = DeviceFull if error.errno == _NO_SPACE else DeviceError
         raise kind(f"{source} cannot be copied to {target}: {error.strerror}") from error

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from devices.transport.base import Completed, LineSink, LineSplitter, echo, quote, written_aside
 from profiles.errors import (
@@ -33,6 +33,17 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_S = 10.0
 _CHUNK_BYTES = 1 << 18
+# Write from an offset on.  Not appending: a writer whose connection is half dead may still hold
+# the file, and two that write the same bytes to the same places do each other no harm.
+_GO_ON = """
+exec 3<> "$1" || exit 1
+dd bs=1 seek="$2" count=0 conv=notrunc < /dev/null >&3 2> /dev/null || exit 1
+exec cat >&3
+"""
+# The first two are done by the processor itself and need no separate checksum: on one connection
+# over loopback 50 MB took 0.24 s so, and 0.30 s with what paramiko prefers.
+# Source: own measurement, paramiko 5.1 and OpenSSH 9.2 on x86-64.
+_FAST_CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
 
 # paramiko logs the traceback of every failed connection; without a handler Python would print it.
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
@@ -73,12 +84,17 @@ class SshTransport:
         stderr, code = self._exchange(quote(argv), deadline_s, sink, LineSplitter(on_line))
         return Completed(sink.getvalue(), stderr, code)
 
-    def push(self, source: Path, target: str, *, deadline_s: float) -> None:
+    def push(self, source: Path, target: str, *, deadline_s: float, offset: int = 0) -> None:
         """See :class:`devices.transport.base.Transport`."""
         # cat tells a full disk from a missing folder, which SFTP reports as the same "Failure";
         # in English, whatever the board's language is.
-        command = f"env LC_ALL=C cat > {quote([_plain_path(target)])}"
+        path = _plain_path(target)
+        command = f"env LC_ALL=C cat > {quote([path])}"
+        if offset:
+            command = quote(["env", "LC_ALL=C", "sh", "-c", _GO_ON, "sh", path, str(offset)])
         with source.open("rb") as stream:
+            if offset:
+                stream.seek(offset)
             stderr, code = self._exchange(command, deadline_s, io.BytesIO(), source=stream)
         if code != 0:
             complaint = Completed(b"", stderr, code).complaint()
@@ -270,6 +286,7 @@ def _connect(
             timeout=CONNECT_TIMEOUT_S,
             banner_timeout=CONNECT_TIMEOUT_S,
             auth_timeout=CONNECT_TIMEOUT_S,
+            transport_factory=_fast_transport,
         )
     except InvalidHostKey as error:
         raise HostKeyError(
@@ -298,6 +315,16 @@ def _connect(
             "is the board on, and sshd running?",
         ) from error
     return client
+
+
+def _fast_transport(*arguments: Any, **options: Any) -> paramiko.Transport:
+    """paramiko's own, asking for the fast ciphers first; what the board lacks is passed over."""
+    import paramiko
+
+    made = paramiko.Transport(*arguments, **options)
+    security = made.get_security_options()
+    security.ciphers = sorted(security.ciphers, key=lambda name: name not in _FAST_CIPHERS)
+    return made
 
 
 def _check_key(key_file: Path) -> None:

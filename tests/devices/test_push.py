@@ -36,11 +36,11 @@ class Spy:
         self.runs += 1
         return self.inner.run(argv, deadline_s=deadline_s, on_line=on_line)
 
-    def push(self, source: Path, target: str, *, deadline_s: float) -> None:
+    def push(self, source: Path, target: str, *, deadline_s: float, offset: int = 0) -> None:
         self.pushed.append(source.name)
         sent = source.with_name("sent")
         sent.write_bytes(self.damage(source.read_bytes()))
-        self.inner.push(sent, target, deadline_s=deadline_s)
+        self.inner.push(sent, target, deadline_s=deadline_s, offset=offset)
         sent.unlink()
         self.after_push()
         if self.break_off:

@@ -1,0 +1,132 @@
+"""What a device's shell does for :mod:`devices.push`.
+
+POSIX shell, for dash, busybox, and Android's mksh and toybox: sizes are read with ``ls -ln``
+(``stat`` has a different syntax everywhere, and busybox's ``wc`` reads the whole file) and
+compared as text (mksh calculates with 32 bits).  The first argument is the store's root.
+"""
+
+# What of the names is there, in the store and of earlier pushes, and how much the store holds.
+# Asking for a file counts as using it.  A partial that nobody has asked for in a day or two is
+# removed (find counts days differently everywhere).
+ASK = """
+LC_ALL=C; export LC_ALL
+umask 077
+[ -d "$1/store" ] && [ -d "$1/incoming" ] || mkdir -p "$1/store" "$1/incoming" || exit 1
+[ -w "$1/store" ] && [ -w "$1/incoming" ] || { echo "$1: Permission denied" >&2; exit 1; }
+cd "$1/incoming" || exit 1
+shift
+for any in *; do
+  [ -f "$any" ] || break
+  for name in "$@"; do
+    for partial in "$name".*; do
+      [ -f "$partial" ] && touch "$partial"
+    done
+  done
+  find . -type f -mtime +1 -exec rm -f {} \\;
+  ls -ln
+  break
+done
+cd ../store || exit 1
+echo stored
+ls -ln "$@" 2> /dev/null
+whole=$?
+touch -c "$@" 2> /dev/null
+[ "$whole" -eq 0 ] && exit 0
+set -- $(du -sk .)
+echo "used $1"
+"""
+
+_HASH = """
+LC_ALL=C; export LC_ALL
+cd "$1/incoming" || exit 1
+partial=$2 name=$3 sha256=$4 size=$5
+size_of() { set -- $(ls -ln "$1" 2> /dev/null); echo "$5"; }
+adopt() {
+  chmod 700 "$partial" 2> /dev/null
+  [ "$(size_of "$partial")" = "$size" ] && mv -f "$partial" "../store/$name"
+}
+there() { [ "$(size_of "../store/$name")" = "$size" ]; }
+"""
+
+# Hash what arrived, and only then give it its name.  OpenSSL, where it is, is several times as
+# fast as coreutils.  Another host may have gone on with the same part, and be done first.
+# Exit code 3: other bytes (now removed), 4: it is gone, 5: the device cannot hash.
+ADOPT = (
+    _HASH
+    + """
+line=$(openssl dgst -sha256 -r < "$partial" 2> /dev/null) || line=$(sha256sum < "$partial")
+if [ "${line%% *}" = "$sha256" ]; then
+  adopt && exit 0
+  there && exit 0
+  [ "$(size_of "$partial")" = "$size" ] && exit 1
+elif [ ! -f "$partial" ]; then
+  there && exit 0
+  exit 4
+fi
+rm -f "$partial"
+[ -n "$line" ] || exit 5
+echo "${line%% *}"
+exit 3
+"""
+)
+
+# The same while the bytes still arrive: read on from where the last look ended.  It only ever
+# succeeds or leaves things as they are; without growth for some seconds it gives up.
+FOLLOW = (
+    _HASH
+    + """
+looks=0
+until [ -f "$partial" ]; do
+  looks=$((looks + 1))
+  [ "$looks" -gt 250 ] && exit 4
+  sleep 0.02 2> /dev/null || sleep 1
+done
+exec 3< "$partial" || exit 4
+if command -v openssl > /dev/null; then hash="openssl dgst -sha256 -r"; else hash=sha256sum; fi
+line=$({
+  idle=0 before=
+  while [ "$idle" -lt 250 ]; do
+    now=$(size_of "$partial")
+    cat <&3
+    [ "$now" = "$size" ] || [ -z "$now" ] && break
+    if [ "$now" = "$before" ]; then idle=$((idle + 1)); else idle=0; fi
+    before=$now
+    sleep 0.02 2> /dev/null || sleep 1
+  done
+} | $hash)
+[ "${line%% *}" = "$sha256" ] && adopt
+"""
+)
+
+# All files of the store, the least recently used first; then the names in use by any process
+# that may be looked at: open, mapped into memory, or named on its command line.
+LIST = """
+LC_ALL=C; export LC_ALL
+cd "$1/store" || exit 1
+ls -lntr
+echo used
+{
+  cat /proc/[0-9]*/maps
+  ls -l /proc/[0-9]*/fd
+  cat /proc/[0-9]*/cmdline | tr '\\0' '\\n'
+} 2> /dev/null | grep -o '[0-9a-f]\\{64\\}[.0-9A-Za-z_]*' | sort -u
+exit 0
+"""
+
+REMOVE = """
+cd "$1" || exit 1
+shift
+rm -f "$@"
+"""
+
+# The hashes of all files of the store; without any, that of nothing, under another name.
+HASHES = """
+LC_ALL=C; export LC_ALL
+[ -d "$1/store" ] || exit 0
+cd "$1/store" || exit 1
+names() { ls | grep '^[0-9a-f]\\{64\\}[.0-9A-Za-z_]*$'; }
+if command -v openssl > /dev/null; then names | xargs openssl dgst -sha256 -r
+elif command -v sha256sum > /dev/null; then names | xargs sha256sum
+else exit 5
+fi
+"""
