@@ -1,44 +1,271 @@
-"""One holder per device: a kernel file lock on this host, free again the moment its holder dies."""
+"""One holder per device: a kernel lock on the host that owns its cable, and a fence.
+
+Whoever holds the lock of a device's file holds the device; when the holder dies, however, the
+kernel frees it at once.  A holder that lives but does not run (stopped, its host asleep) no longer
+renews its lease, which expires; the next one puts a new file in place of the old.  Each lease
+carries a fence, a number larger than that of every lease before it: whoever keeps results rejects
+those of a fence older than one it has seen, so a holder that wakes up late does no harm.
+
+Locks change hands within a transaction of the lab's database, so lock and row tell the same.
+"""
 
 from __future__ import annotations
 
 import os
+import socket
+import sqlite3
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from devices.holder import Holder, holder_from, lease_row, process_started, user_name
+from devices.kernel_lock import KernelLock, held
+from devices.lab import Lab
+from devices.lab_database import utc_now
+from profiles.errors import DeviceBusy, DeviceError, LeaseLost
 
-from profiles.errors import DeviceBusy
+#: A lease that was not renewed for so long is over, though its holder may live.
+TERM_S = 60.0
+POLL_S = 0.05
 
 
-def lease_folder() -> Path:
-    """Where the locks are: ``$XDG_RUNTIME_DIR``, else ``~/.cache``, in ``edgeloop/leases``."""
-    base = os.environ.get("XDG_RUNTIME_DIR") or Path.home() / ".cache"
-    return Path(base) / "edgeloop" / "leases"
+class Lease:
+    """A device that is ours; made by :func:`lease`.
+
+    Args:
+        fence: goes with every result that is stored.
+        previous_crashed: whether an earlier holder left without saying that nothing of it runs
+            on the device any more; to be killed first, see :meth:`cleaned`.
+    """
+
+    def __init__(self, lab: Lab, holder: Holder, lock: KernelLock, previous_crashed: bool) -> None:
+        self.serial = holder.serial
+        self.device_id = holder.device_id
+        self.fence = holder.fence
+        self.previous_crashed = previous_crashed
+        self._lab = lab
+        self._lock = lock
+        self._process = os.getpid()
+        self._dirty = previous_crashed
+
+    def check(self) -> None:
+        """Make sure that the device still is ours.
+
+        Raises:
+            LeaseLost: if it expired, or somebody took it.
+        """
+        with self._lab.reading() as database:
+            row = lease_row(database, self.serial)
+        if row is None or row["fence"] != self.fence or row["released_utc"]:
+            who = "" if row is None else f" by {row['user']}@{row['host']} (fence {row['fence']})"
+            raise LeaseLost(
+                f"the lease has been taken over{who}", "run again to go on", self.device_id
+            )
+        late_s = time.monotonic() - row["expires"]
+        if late_s >= 0:
+            raise LeaseLost(
+                f"the lease expired {late_s:.0f} s ago: this process did not run",
+                "run again to go on",
+                self.device_id,
+            )
+
+    def cleaned(self) -> None:
+        """Say that what earlier holders left running on the device is gone."""
+        self._dirty = False
+
+    def renew(self, term_s: float) -> bool:
+        """Put the expiry off; a lease that is over stays so.
+
+        Returns:
+            Whether it is still ours.
+        """
+        now = time.monotonic()
+        with self._lab.transaction() as database:
+            changed = database.execute(
+                "UPDATE lease SET expires = ? WHERE serial = ? AND fence = ?"
+                " AND released_utc IS NULL AND expires > ?",
+                (now + term_s, self.serial, self.fence, now),
+            )
+            return changed.rowcount == 1
+
+    def release(self, orderly: bool) -> None:
+        """Give the device back.
+
+        Args:
+            orderly: whether nothing of ours can still run on the device.
+        """
+        if os.getpid() != self._process:
+            return  # a forked child unwinds its copy of us
+        try:
+            with self._lab.transaction() as database:
+                database.execute(
+                    "UPDATE lease SET released_utc = ?, dirty = ? WHERE serial = ? AND fence = ?",
+                    (utc_now(), self._dirty or not orderly, self.serial, self.fence),
+                )
+                self._lock.release()
+        finally:
+            self._lock.release()
 
 
 @contextmanager
-def lease(device_id: str, wait_s: float = 0.0) -> Iterator[None]:
+def lease(
+    lab: Lab,
+    serial: str,
+    device_id: str,
+    purpose: str,
+    wait_s: float = 0.0,
+    *,
+    term_s: float = TERM_S,
+    by_hand: bool = False,
+    ends_utc: str | None = None,
+) -> Iterator[Lease]:
     """Hold a device; two measurements at once would disturb each other.
 
+    A block that ends by an exception may have left something running on the device: the next
+    holder is told so.
+
     Args:
-        device_id: of the inventory.
+        lab: of this host.
+        serial: of the device, or ``lab.lease_name`` of its id.
+        device_id: its name, for messages.
+        purpose: what for, in a few words.
         wait_s: how long to wait for another holder to finish.
+        term_s: it is over when it was not renewed for so long, which a thread does.
+        by_hand: whether a person holds it, and may be asked to end it.
+        ends_utc: when it is planned to end, for people to see.
 
     Raises:
         DeviceBusy: if another process still holds it.
+        DeviceError: if the device is in quarantine.
     """
-    folder = lease_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    holder = folder / f"{device_id}.holder"
+    claim = _Claim(serial, device_id, purpose, term_s, by_hand, ends_utc)
+    ours = _acquire(lab, claim, wait_s)
+    done, orderly = threading.Event(), False
+    heart = threading.Thread(target=_beat, args=(ours, term_s, done), daemon=True, name="lease")
+    heart.start()
     try:
-        with FileLock(folder / f"{device_id}.lock", timeout=wait_s):
-            holder.write_text(str(os.getpid()))
-            yield
-            holder.unlink(missing_ok=True)
-    except Timeout:
-        pid = holder.read_text() if holder.exists() else "unknown"
-        raise DeviceBusy(
-            f"held by process {pid}", "wait until it has finished", device_id
-        ) from None
+        yield ours
+        orderly = True
+    finally:
+        done.set()
+        heart.join()
+        ours.release(orderly)
+
+
+def take_away(lab: Lab, serial: str, device_id: str) -> Holder | None:
+    """End a lease without asking: the fence rises, so its holder's results are rejected.
+
+    Returns:
+        Who held it; what that has running on the device, the next holder will kill.
+    """
+    claim = _Claim(serial, device_id, "taken away by force", 0.0, True, None)
+    with lab.transaction() as database:
+        path, row = lab.lock_path(serial), lease_row(database, serial)
+        lock = KernelLock.take(path)
+        if lock is not None:  # nobody holds it
+            lock.release()
+            return None
+        lock = _replaced(path)
+        claim.write(database, dirty=True)
+        database.execute("UPDATE lease SET released_utc = ? WHERE serial = ?", (utc_now(), serial))
+        lock.release()
+    return None if row is None else holder_from(row)
+
+
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    serial: str
+    device_id: str
+    purpose: str
+    term_s: float
+    by_hand: bool
+    ends_utc: str | None
+
+    def write(self, database: sqlite3.Connection, dirty: bool) -> Holder:
+        """The row of a new lease, with the next fence.
+
+        Fences are at least the time in seconds: also after the lab's folder was lost, or where a
+        workspace has moved to another host, a new lease is newer than the old ones.
+        """
+        (newest,) = database.execute("SELECT coalesce(max(fence), 0) FROM lease").fetchone()
+        now = Holder(
+            serial=self.serial,
+            device_id=self.device_id,
+            fence=max(newest + 1, int(time.time())),
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            user=user_name(),
+            started=process_started(os.getpid()) or 0,
+            purpose=self.purpose,
+            by_hand=self.by_hand,
+            since_utc=utc_now(),
+            ends_utc=self.ends_utc,
+            expires=time.monotonic() + self.term_s,
+        )
+        database.execute("DELETE FROM lease WHERE serial = ?", (self.serial,))
+        columns = (
+            "serial, id, fence, pid, host, user, started, purpose, by_hand, since_utc, ends_utc,"
+            " expires, released_utc, dirty"
+        )
+        database.execute(
+            f"INSERT INTO lease ({columns}) VALUES ({', '.join('?' * 12)}, NULL, ?)",  # noqa: S608
+            (*astuple(now), dirty),
+        )
+        return now
+
+
+def _acquire(lab: Lab, claim: _Claim, wait_s: float) -> Lease:
+    deadline = time.monotonic() + wait_s
+    while True:
+        answer = _attempt(lab, claim)
+        if isinstance(answer, Lease):
+            return answer
+        while held(lab.lock_path(claim.serial)) and not answer.expired:
+            if time.monotonic() >= deadline:
+                raise DeviceBusy(
+                    answer.describe(),
+                    "wait until it has finished; device-lab devices who shows all holders",
+                    claim.device_id,
+                )
+            time.sleep(POLL_S)
+
+
+def _attempt(lab: Lab, claim: _Claim) -> Lease | Holder:
+    """The device, or who has it; nobody else gets or loses one meanwhile."""
+    lock: KernelLock | None = None
+    try:
+        with lab.transaction() as database:
+            lab.refuse_quarantined(database, claim.serial)
+            path, last = lab.lock_path(claim.serial), lease_row(database, claim.serial)
+            lock = KernelLock.take(path)
+            if lock is None:
+                alive = last is not None and not last["released_utc"]
+                if last is not None and alive and not holder_from(last).expired:
+                    return holder_from(last)
+                lock = _replaced(path)
+            crashed = last is not None and (bool(last["dirty"]) or not last["released_utc"])
+            return Lease(lab, claim.write(database, crashed), lock, crashed)
+    except BaseException:
+        if lock is not None:
+            lock.release()
+        raise
+
+
+def _replaced(path: Path) -> KernelLock:
+    lock = KernelLock.replace(path)
+    if lock is None:
+        raise DeviceError(f"somebody else locks {path}, and is no edgeloop")
+    return lock
+
+
+def _beat(ours: Lease, term_s: float, done: threading.Event) -> None:
+    """Renew a lease until it is done or lost; ``check`` says which."""
+    while not done.wait(term_s / 6):
+        try:
+            if not ours.renew(term_s):
+                return
+        except DeviceError:
+            continue  # the database is busy: there is time for another try

@@ -1,191 +1,123 @@
-"""One visit to a device, from lease to raw samples."""
+"""A connected device, held for one visit: agents in place, runs measured.
+
+Sessions are made by :func:`devices.visit.visit`.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
-
 from devices.agent.agent import PLAN_FORMAT
-from devices.agent.program import build
 from devices.inventory import Device
-from devices.lease import lease
+from devices.launch import Agents
+from devices.lease import Lease
 from devices.push import RemoteStore
+from devices.recorder import RunRecorder
 from devices.transport.base import Transport
-from profiles.errors import AgentError, ConnectionLost, DeviceError, EdgeError
-from profiles.records import Condition, Io, Plan, Samples
+from profiles.errors import AgentError, ConnectionLost
+from profiles.records import Condition, Io, Plan
 
 PROBE_DEADLINE_S = 120.0
-#: Longest time one run of the agent may take before it, and then we, give up.
-RUN_DEADLINE_S = 900
 SLICE_ITERATIONS = 50
 BLOCK_SLICE_ITERATIONS = 20
 SETTLE_ITERATIONS = 5
+#: What the host adds to the agent's own deadline: the agent is to give up first, and say so.
+_GRACE_S = 30
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One artifact to be measured: its file, its inputs and files with one value for each."""
+    """One artifact to be measured: its file, its inputs and files with one value for each.
+
+    ``expect`` names the delegates that must really take part in it.
+    """
 
     id: str
     path: Path
     io: Io
     input_files: tuple[Path, ...]
+    expect: tuple[str, ...] = ()
 
 
-@dataclass(slots=True)
-class Recording:
-    """What one job's part of an agent process has delivered so far."""
-
-    load_ns: int | None = None
-    first_ns: int | None = None
-    delegates: tuple[str, ...] = ()
-    warmup: list[int] = field(default_factory=list)
-    samples: list[int] = field(default_factory=list)
-
-    def warmup_ns(self) -> Samples:
-        """Warm-up calls in ns."""
-        return np.array(self.warmup, dtype=np.int64)
-
-    def samples_ns(self) -> Samples:
-        """Timed calls in ns."""
-        return np.array(self.samples, dtype=np.int64)
-
-
-class RunRecorder:
-    """Collects the agent's events; what it holds is valid at any moment, broken link or not.
+class Session:
+    """A connected device.
 
     Args:
-        jobs: ids of the jobs in the plan.
+        device: of the inventory.
+        connect: opens a connection, makes sure that it is the device that is held, and returns
+            what it says of itself.
+        lease: under which it is held.
     """
 
-    def __init__(self, jobs: Sequence[str]) -> None:
-        self.recordings = {job: Recording() for job in jobs}
-        self.environment: dict[str, Any] = {}
-        self.version = "unknown"
-        self.peak_bytes: int | None = None
-        self.done = False
-        self.error: dict[str, Any] | None = None
+    def __init__(
+        self,
+        device: Device,
+        connect: Callable[[], tuple[Transport, dict[str, Any]]],
+        lease: Lease,
+    ) -> None:
+        self.device = device
+        self.lease = lease
+        self._connect = connect
+        self._open()
 
-    def line(self, text: str) -> None:
-        """Take one line of the agent's output.
+    def _open(self) -> None:
+        self.transport, self.facts = self._connect()
+        self.store = RemoteStore(
+            self.transport, self.device.folder, limit_bytes=self.device.details().store_bytes
+        )
+        self._agents = Agents(self.device, str(self.facts.get("machine", "")), self.ensure)
 
-        Raises:
-            AgentError: if it is not one of the agent's events.
-        """
-        try:
-            event = json.loads(text)
-            getattr(self, f"_on_{event['event']}")(event)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise AgentError(f"the agent said something unexpected: {text[:120]!r}") from error
-
-    def _on_hello(self, event: Mapping[str, Any]) -> None:
-        self.version = event["version"]
-
-    def _on_environment(self, event: Mapping[str, Any]) -> None:
-        self.environment[event["when"]] = {
-            key: value for key, value in event.items() if key not in ("event", "when")
-        }
-
-    def _on_loaded(self, event: Mapping[str, Any]) -> None:
-        recording = self.recordings[event["job"]]
-        delegates = tuple(str(name) for name in event["delegates"])
-        recording.load_ns, recording.first_ns = _latencies([event["load_ns"], event["first_ns"]])
-        recording.delegates = delegates
-
-    def _on_warmup(self, event: Mapping[str, Any]) -> None:
-        self.recordings[event["job"]].warmup += _latencies(event["ns"])
-
-    def _on_samples(self, event: Mapping[str, Any]) -> None:
-        self.recordings[event["job"]].samples += _latencies(event["ns"])
-
-    def _on_done(self, event: Mapping[str, Any]) -> None:
-        self.peak_bytes = event["peak_bytes"]
-        self.done = True
-
-    def _on_error(self, event: Mapping[str, Any]) -> None:
-        self.error = {"kind": event["kind"], "message": event["message"]}
-
-
-def _latencies(values: Any) -> list[int]:
-    """Latencies as a clock gives them: a time of 0 was never measured."""
-    if not isinstance(values, list) or not all(
-        type(ns) is int and 0 < ns < 1 << 63 for ns in values
-    ):
-        raise ValueError("latencies are positive integers")
-    return values
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """What a device said of itself: facts, and per runtime a version or what is missing."""
-
-    facts: Mapping[str, Any]
-    runtimes: Mapping[str, Mapping[str, str]]
-
-    def condition(self, threads: int, core_mask: str | None = None) -> Condition:
+    def condition(
+        self,
+        threads: int,
+        core_mask: str | None = None,
+        mode: str = "as-shipped",
+        delegate: str | None = None,
+    ) -> Condition:
         """The condition of a measurement on this device as it is now."""
         return Condition(
             threads=threads,
             core_mask=core_mask,
+            mode=mode,
+            delegate=delegate,
             governor=self.facts.get("governor", "unknown"),
             power_source=self.facts.get("power_source", "unknown"),
         )
 
+    def probe(self, runtimes: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+        """For each of these runtimes: ``version`` and ``delegates``, or ``missing`` and ``hint``.
 
-class Session:
-    """A connected device with the agent in place; made by :func:`visit`."""
-
-    transport: Transport
-    _store: RemoteStore
-    _agent: str
-
-    def __init__(self, device: Device) -> None:
-        profile = device.details()
-        self.device = device
-        self._python = device.python or profile.python
-        self._root = device.root or profile.root
-        self._connect()
-
-    def _connect(self) -> None:
-        self.transport = _connecting().__call__(self.device.connect)
-        self._store = RemoteStore(self.transport, self._root)
-
-    def install(self) -> None:
-        """Put the agent there."""
-        with TemporaryDirectory() as folder:
-            agent = build(Path(folder) / "agent.pyz")
-            self._agent = self._ensure([agent])[agent]
-
-    def probe(self, runtimes: Sequence[str] = ()) -> Probe:
-        """Ask for the device's facts and for these runtimes (all, if none is named).
-
-        Raises:
-            AgentError: if the device has no usable Python.
+        A runtime whose agent cannot run on the device is missing, with the reason.
         """
-        done = self.transport.run(
-            [self._python, self._agent, "--probe", *runtimes], deadline_s=PROBE_DEADLINE_S
-        )
+        found: dict[str, Mapping[str, Any]] = {}
+        for agent in sorted({self.device.agent_for(runtime) for runtime in runtimes}):
+            mine = [name for name in runtimes if self.device.agent_for(name) == agent]
+            try:
+                found |= self._ask(agent, mine)
+            except AgentError as error:
+                found |= {name: {"missing": error.message, "hint": error.hint} for name in mine}
+        return found
+
+    def _ask(self, agent: str, runtimes: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+        command, words = self._agents.probe(agent, runtimes)
+        done = self.transport.run([*command, "--probe", *words], deadline_s=PROBE_DEADLINE_S)
         if done.exit_code != 0:
             raise AgentError(
-                f"{self._python} cannot run the agent: {done.complaint()}",
-                "set 'python' of this device to a Python 3.9 or newer that has the runtimes",
+                f"{command[0]} cannot run the agent: {done.complaint()}", self._agents.advice(agent)
             )
         try:
             event = json.loads(done.stdout)
-            return Probe(event["facts"], event["runtimes"])
+            return {name: dict(event["runtimes"][name]) for name in runtimes}
         except (ValueError, KeyError, TypeError) as error:
             said = done.stdout[:120].decode(errors="replace")
             raise AgentError(
-                f"{self._python} does not answer as the agent does: {said!r}",
-                "is 'python' of this device a Python, and do its logins print nothing?",
+                f"{command[0]} does not answer as the agent does: {said!r}",
+                "do logins on this device print something?",
             ) from error
 
     def run(
@@ -196,51 +128,55 @@ class Session:
         condition: Condition,
         plan: Plan,
         seed: int,
+        deadline_s: int,
         recorder: RunRecorder,
-        on_event: Callable[[], None] = lambda: None,
     ) -> None:
         """One run: a fresh agent process that measures all of ``jobs`` in turns.
 
         Args:
             runtime: which runtime executes them.
             jobs: one for a whole model; several share the process and take turns.
-            condition: threads and core mask.
+            condition: threads, core mask and delegate.
             plan: iterations and warm-up.
             seed: of the order of turns.
+            deadline_s: longest time the process may take.
             recorder: takes what the device delivers, as it comes.
-            on_event: called after each line, for progress.
 
         Raises:
             AgentError: the agent failed, or died without a word.
+            LeaseLost: another holder has taken the device over meanwhile.
             ConnectionLost, DeadlineExceeded: as the transport says.
         """
-        program = self._plan(runtime, jobs, condition, plan, seed)
-
-        def on_line(text: str) -> None:
-            recorder.line(text)
-            on_event()
-
+        command = self._agents.measure(self.device.agent_for(runtime))
+        program = self._plan(runtime, jobs, condition, plan, seed, deadline_s)
         done = self.transport.run(
-            [self._python, self._agent, program],
-            deadline_s=RUN_DEADLINE_S + 30,
-            on_line=on_line,
+            [*command, program], deadline_s=deadline_s + _GRACE_S, on_line=recorder.line
         )
+        self.lease.check()
         if recorder.error:
             raise AgentError(f"{runtime}: {recorder.error['message']}")
-        if not recorder.done:
+        if not recorder.done or done.exit_code != 0:
             raise AgentError(f"the agent ended without a result: {done.complaint()}")
 
     def _plan(
-        self, runtime: str, jobs: Sequence[Job], condition: Condition, plan: Plan, seed: int
+        self,
+        runtime: str,
+        jobs: Sequence[Job],
+        condition: Condition,
+        plan: Plan,
+        seed: int,
+        deadline_s: int,
     ) -> str:
         files = [job.path for job in jobs] + [file for job in jobs for file in job.input_files]
-        remote = self._ensure(files)
+        remote = self.ensure(files)
         content = {
             "format": PLAN_FORMAT,
             "runtime": runtime,
+            "library": self._agents.library(runtime),
+            "delegate": condition.delegate,
             "threads": condition.threads,
             "core_mask": condition.core_mask,
-            "deadline_s": RUN_DEADLINE_S,
+            "deadline_s": deadline_s,
             "warmup_iterations": plan.warmup_iterations,
             "warmup_ns": plan.warmup_ns,
             "iterations": plan.iterations,
@@ -251,6 +187,7 @@ class Session:
                 {
                     "id": job.id,
                     "path": remote[job.path],
+                    "expect": list(job.expect),
                     "inputs": [
                         {"path": remote[file], "shape": list(spec.shape), "dtype": spec.dtype}
                         for spec, file in zip(job.io.inputs, job.input_files, strict=True)
@@ -262,47 +199,14 @@ class Session:
         with TemporaryDirectory() as folder:
             path = Path(folder) / "plan.json"
             path.write_text(json.dumps(content))
-            return self._ensure([path])[path]
+            return self.ensure([path])[path]
 
-    def _ensure(self, files: Sequence[Path]) -> dict[Path, str]:
+    def ensure(self, files: Sequence[Path]) -> dict[Path, str]:
+        """See that these files are on the device; for each its path there."""
         try:
-            return self._store.ensure(files)
+            return self.store.ensure(files)
         except ConnectionLost:
             # A copy may be repeated, over a new connection: a lost one can only be closed.
             self.transport.close()
-            self._connect()
-            return self._store.ensure(files)
-
-
-@contextmanager
-def visit(device: Device, wait_s: float = 0.0) -> Iterator[Session]:
-    """Lease a device, connect, put the agent there; give everything back on any way out.
-
-    Args:
-        device: of the inventory.
-        wait_s: how long to wait for another holder of the device.
-
-    Raises:
-        DeviceError: every one of them names the device.
-    """
-    try:
-        with lease(device.id, wait_s):
-            session = Session(device)
-            try:
-                session.install()
-                yield session
-            finally:
-                session.transport.close()
-    except DeviceError as error:
-        error.device = error.device or device.id
-        raise
-
-
-def _connecting() -> Retrying:
-    """Three attempts, for errors that may pass."""
-    return Retrying(
-        stop=stop_after_attempt(3),
-        wait=wait_exponential(multiplier=0.2, max=2),
-        retry=retry_if_exception(lambda error: isinstance(error, EdgeError) and error.retryable),
-        reraise=True,
-    )
+            self._open()
+            return self.store.ensure(files)

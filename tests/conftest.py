@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _private_leases(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch):
     """Leases of a test are its own: neither a real campaign nor another test disturbs it."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
+    monkeypatch.setenv("EDGELOOP_LAB", str(tmp_path_factory.mktemp("lab")))
 
 
 def _require_sshd() -> None:
