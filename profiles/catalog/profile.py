@@ -6,9 +6,9 @@ the value's key (``gates.max_temperature_mdegc``) or that of the group it is in 
 
 How well a value is known, worst first:
 
-``unverified``  read in a public listing, a community document or source code, or chosen by us;
-                nobody of this project has seen it on such a device
-``document``    read in a document of the vendor that made the part
+``unverified``  read in a public listing or another's code, remembered, or chosen by us; nobody of
+                this project has seen it on such a device
+``document``    read in a document or in the code of the vendor that made the part
 ``device``      seen by this project on a real device of the kind
 """
 
@@ -94,18 +94,12 @@ class Meter(Config):
         names: shell patterns, one of which its name matches; numbers in paths change at each boot.
         rails: labels of the channels that matter, as the device spells them; all if none is given.
         covers: what the power is of, for people.
-        current_sign: the sign of a current that leaves the battery, or ``None`` where that is not
-            known, or where there is no such thing: calibrate before use.
-        current_ua: microamperes in one unit of its current, or ``None`` where that is not known or
-            follows from the kind.
     """
 
     kind: MeterKind
     names: Annotated[tuple[Text, ...], Field(min_length=1)]
     rails: tuple[Text, ...] = ()
     covers: Text
-    current_sign: Literal[-1, 1] | None = None
-    current_ua: Positive | None = None
 
     def fits(self, kind: str, name: str) -> bool:
         """Whether a meter that a device shows is this one."""
@@ -204,6 +198,13 @@ class DeviceProfile(Config):
         cores = sorted(core for cluster in self.clusters for core in cluster.cores)
         if cores != list(range(len(cores))):
             raise ValueError(f"clusters: cores are {cores}, not each once from 0")
+        return self
+
+    @model_validator(mode="after")
+    def _gate_is_below_throttling(self) -> DeviceProfile:
+        gate = self.gates.max_temperature_mdegc
+        if gate and self.throttle_mdegc and gate >= self.throttle_mdegc:
+            raise ValueError(f"gates: {gate} m°C is not below throttling at {self.throttle_mdegc}")
         return self
 
     @model_validator(mode="after")
