@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import sqlite3
 import time
@@ -72,15 +73,25 @@ class KnownDevice:
     facts: Mapping[str, Any]
 
 
+def lab_folder() -> Path:
+    """``$EDGELOOP_LAB``, else ``~/.local/state/edgeloop``."""
+    given = os.environ.get("EDGELOOP_LAB")
+    return Path(given) if given else Path.home() / ".local" / "state" / "edgeloop"
+
+
 class Lab(LabDatabase):
     """The devices of this host, and who holds them.
 
     Args:
-        folder: where its files are; made, for its user alone, where there is none.
+        folder: where its files are, if not in :func:`lab_folder`; made, for its user alone,
+            where there is none.
 
     Raises:
         DeviceError: if it cannot be used, or was made by a newer edgeloop.
     """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        super().__init__(folder or lab_folder())
 
     def lock_path(self, serial: str) -> Path:
         """The file whose lock is the lease of a device; a serial may hold any characters."""

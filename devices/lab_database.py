@@ -54,12 +54,6 @@ _TABLES = (
 )
 
 
-def lab_folder() -> Path:
-    """``$EDGELOOP_LAB``, else ``~/.local/state/edgeloop``."""
-    given = os.environ.get("EDGELOOP_LAB")
-    return Path(given) if given else Path.home() / ".local" / "state" / "edgeloop"
-
-
 class LabDatabase:
     """The files of a lab.
 
@@ -70,8 +64,8 @@ class LabDatabase:
         DeviceError: if it cannot be used, or was made by a newer edgeloop.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self.folder = folder or lab_folder()
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self._database = self.folder / "lab.db"
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
