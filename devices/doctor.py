@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from devices.conditions.preflight import preflight
+from devices.facts import disagreements
 from devices.inventory import Device
-from devices.session import visit
+from devices.session import Session
+from devices.visit import visit
 from profiles.errors import DeviceError
+from profiles.records import Condition
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at; ``remedy`` is empty where nothing is to be done."""
+    """One thing that was looked at.
+
+    Args:
+        name: what.
+        ok: whether a measurement can go on; ``None`` for what is good to know and no fault.
+        detail: what was found.
+        remedy: what to do; empty where nothing is to be done.
+    """
 
     name: str
-    ok: bool
+    ok: bool | None
     detail: str
     remedy: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """One word for tables."""
+        return "note" if self.ok is None else "ok" if self.ok else "MISSING"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,28 +47,85 @@ class Report:
     @property
     def healthy(self) -> bool:
         """Whether nothing is missing."""
-        return all(check.ok for check in self.checks)
+        return all(check.ok is not False for check in self.checks)
 
 
 def examine(device: Device) -> Report:
-    """Connect, run the agent, probe the runtimes of the device's profile; never raises for a
-    device's faults, which are what it reports."""
+    """Visit a device and look at everything a measurement needs; never raises for a device's
+    faults, which are what it reports."""
     checks: list[Check] = []
     try:
-        with visit(device) as session:
-            checks.append(Check("connection", True, device.address))
-            found = session.probe(device.details().runtimes)
-            facts = found.facts
-            detail = f"{facts.get('cpu', 'unknown')}, {facts['cores']} cores, {facts['machine']}"
-            checks.append(Check("agent", True, detail))
-            for name, runtime in found.runtimes.items():
-                if "missing" in runtime:
-                    checks.append(
-                        Check(name, False, runtime["missing"], f"there: {runtime['hint']}")
-                    )
-                else:
-                    checks.append(Check(name, True, runtime["version"]))
+        with visit(device, purpose="doctor") as session:
+            for check in _look(session):
+                checks.append(check)  # noqa: PERF402 - what was found before a failure is kept
     except DeviceError as error:
-        name = "agent" if checks else "connection"
-        checks.append(Check(name, False, error.message, error.hint))
+        checks.append(Check("visit" if checks else "connection", False, error.message, error.hint))
     return Report(device.id, tuple(checks))
+
+
+def _look(session: Session) -> Iterator[Check]:
+    device, facts = session.device, session.facts
+    answer_ms = 1000 * session.transport.probe(deadline_s=10)
+    yield Check("connection", True, f"{device.address}, answers in {answer_ms:.1f} ms")
+    yield Check("identity", True, _describe(facts))
+    yield from _profile(device, facts)
+    yield from _store(session)
+    yield from _runtimes(session)
+    yield from _conditions(session)
+    yield _meters(facts)
+
+
+def _describe(facts: Mapping[str, Any]) -> str:
+    words = [facts.get(key) for key in ("model", "soc", "cpu", "machine", "os_build")]
+    cores = f"{facts['cores']} cores" if "cores" in facts else None
+    serial = f"serial {facts.get('serial', 'unknown')}"
+    return ", ".join(str(word) for word in [*words, cores, serial] if word)
+
+
+def _profile(device: Device, facts: Mapping[str, Any]) -> Iterator[Check]:
+    if device.is_scripted:
+        return
+    problems = disagreements(device.details(), facts)
+    for problem in problems:
+        yield Check("profile", None, problem, f"is {device.profile} its profile?")
+    if not problems:
+        yield Check("profile", True, device.profile)
+
+
+def _store(session: Session) -> Iterator[Check]:
+    damaged = session.store.verify()
+    if damaged:
+        names = ", ".join(name[:12] for name in damaged)
+        detail = f"{len(damaged)} files had changed and were dropped: {names}"
+        yield Check("files", None, detail, "its storage may be failing: look at its kernel log")
+    else:
+        yield Check("files", True, f"{session.device.folder} is writable, what it holds is whole")
+
+
+def _runtimes(session: Session) -> Iterator[Check]:
+    for name, found in session.probe(session.device.details().runtimes).items():
+        agent = session.device.agent_for(name)
+        if "missing" in found:
+            yield Check(name, False, found["missing"], f"there: {found['hint']}")
+        else:
+            yield Check(name, True, f"{found['version']} ({agent} agent)")
+
+
+def _conditions(session: Session) -> Iterator[Check]:
+    """Whether it would measure now; that it is warm or busy is no fault of the device."""
+    device = session.device
+    if device.is_scripted:
+        return
+    system = str(session.facts.get("system", "linux"))
+    found = preflight(session.transport, system, device.all_gates(), Condition())
+    for refusal in found.refusals:
+        yield Check("condition", None, str(refusal), refusal.advice)
+    if not found.refusals:
+        yield Check("condition", True, "within its gates")
+
+
+def _meters(facts: Mapping[str, Any]) -> Check:
+    meters = facts.get("meters", [])
+    if not meters:
+        return Check("energy", None, "it shows no power meter: energy stays unknown")
+    return Check("energy", True, ", ".join(f"{m['name']} ({m['kind']})" for m in meters))

@@ -4,14 +4,24 @@
 
     devices:
       - id: pi5                       # the name used everywhere
-        profile: linux-aarch64        # a file of profiles/catalog
+        profile: raspberry-pi-5       # a file of profiles/catalog
         address: ssh://pi@192.0.2.7   # or ssh://user@host:port, or local:
         key_file: ~/.ssh/id_ed25519   # optional: else your agent and default keys
         known_hosts: known_hosts      # optional: else ~/.ssh/known_hosts
         python: venv/bin/python       # optional: else the profile's
         root: .cache/edgeloop         # optional: else the profile's
+        serial: 10000000abcdef01      # optional: another board at this address is refused
+      - id: pixel
+        profile: pixel-8
+        address: adb:28291FDH2000AB   # as `adb devices` lists it; host:port for ADB over TCP
+        adb_server: 127.0.0.1:5037    # optional: else the user's own, started where needed
+        libraries:                    # these runtimes are measured by the native agent
+          onnxruntime: lib/arm64-v8a/libonnxruntime.so
+          litert: lib/arm64-v8a/libLiteRt.so
+        gates: {battery_percent: [30, 95]}   # optional: changes the profile's
 
-Relative paths of this host start at the file's folder.
+Relative paths of this host start at the file's folder.  A runtime with a C library in ``libraries``
+is measured by the native agent; every other by the Python agent, with the device's ``python``.
 """
 
 from __future__ import annotations
@@ -22,13 +32,16 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
+from devices.conditions.gates import Gates
 from devices.transport.base import Transport
-from profiles.canonical import digest
+from profiles.canonical import digest, file_sha256
 from profiles.catalog import DeviceProfile, load_profile
 from profiles.config import Config, parse, read_yaml
 from profiles.errors import UsageError
 
-_SCHEMES = ("ssh", "local", "scripted")
+_SCHEMES = ("ssh", "adb", "local", "scripted")
+#: Runtimes that the native agent can load.
+NATIVE_RUNTIMES = ("onnxruntime", "litert")
 
 
 def _host_path(path: Path, info: ValidationInfo) -> Path:
@@ -55,6 +68,8 @@ def _known_address(address: str) -> str:
         raise ValueError("passwords do not belong in an inventory: use a key file")
     if parts.scheme == "ssh" and not parts.hostname:
         raise ValueError("ssh://USER@HOST or ssh://USER@HOST:PORT")
+    if parts.scheme == "adb" and (not parts.path or parts.netloc):
+        raise ValueError("adb:SERIAL, as `adb devices` lists it, or adb:HOST:PORT")
     _ = parts.port  # raises ValueError for a port that is no number
     return address
 
@@ -63,6 +78,32 @@ def _plain_remote(path: str) -> str:
     if path.startswith("~"):
         raise ValueError("relative paths on a device start at the login's home: leave out the ~/")
     return path
+
+
+def adb_server(text: str) -> tuple[str, int]:
+    """An adb server's ``HOST:PORT``.
+
+    Raises:
+        UsageError: if it is not of that form.
+    """
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 1 << 16:
+        raise UsageError(f"an adb server is HOST:PORT, not {text!r}")
+    return host, int(port)
+
+
+def _server(text: str) -> str:
+    try:
+        adb_server(text)
+    except UsageError as error:
+        raise ValueError(error.message) from error
+    return text
+
+
+def _native(runtime: str) -> str:
+    if runtime not in NATIVE_RUNTIMES:
+        raise ValueError(f"the native agent loads {' and '.join(NATIVE_RUNTIMES)}")
+    return runtime
 
 
 RemotePath = Annotated[str, AfterValidator(_plain_remote)]
@@ -80,31 +121,72 @@ class Device(Config):
     address: Annotated[str, AfterValidator(_known_address)]
     key_file: HostFile | None = None
     known_hosts: HostFile | None = None
+    adb_server: Annotated[str, AfterValidator(_server)] | None = None
     python: RemotePath | None = None
+    libraries: dict[Annotated[str, AfterValidator(_native)], HostFile] = {}
     root: RemotePath | None = None
+    serial: Annotated[str, Field(pattern=r"^\S+$")] | None = None
+    gates: Gates = Gates()
     emulated: bool = False
+
+    @model_validator(mode="after")
+    def _fitting(self) -> Device:
+        for key, scheme in (("key_file", "ssh"), ("known_hosts", "ssh"), ("adb_server", "adb")):
+            if getattr(self, key) and self.transport_name != scheme:
+                raise ValueError(f"{key} is for {scheme} addresses only")
+        return self
 
     def details(self) -> DeviceProfile:
         """The profile's constants."""
         return load_profile(self.profile)
 
+    def all_gates(self) -> Gates:
+        """The profile's gates, changed by the device's own."""
+        return Gates.of(self.details().gates, **self.gates.model_dump(exclude_unset=True))
+
     @property
     def transport_name(self) -> str:
-        """``ssh``, ``local`` or ``scripted``."""
+        """``ssh``, ``adb``, ``local`` or ``scripted``."""
         return urlsplit(self.address).scheme
+
+    @property
+    def is_scripted(self) -> bool:
+        """Whether it is the public fake."""
+        return self.transport_name == "scripted"
 
     @property
     def is_emulated(self) -> bool:
         """Whether its times say nothing about real hardware; a scripted device's never do."""
-        return self.emulated or self.transport_name == "scripted"
+        return self.emulated or self.is_scripted
 
     @property
-    def identity(self) -> str:
-        """What makes a measurement on it another one: the way there and the agent's interpreter.
+    def known_serial(self) -> str | None:
+        """The serial the inventory fixes; a scripted device is its folder."""
+        return self.address if self.is_scripted else self.serial
 
-        Not the address: a board keeps its measurements when it moves in the network.
+    @property
+    def interpreter(self) -> str | None:
+        """The Python that runs the agent there, or ``None`` where there is none."""
+        return self.python or self.details().python
+
+    @property
+    def folder(self) -> str:
+        """Where files go on the device."""
+        return self.root or self.details().root
+
+    def agent_for(self, runtime: str) -> str:
+        """``native`` for a runtime whose C library the inventory names, else ``python``."""
+        return "native" if runtime in self.libraries else "python"
+
+    def place(self, serial: str, runtime: str) -> str:
+        """What makes a measurement by ``runtime`` on it another one, as a hash.
+
+        The hardware, the way there, and what runs the model; not the address: a board keeps its
+        measurements when it moves in the network or is given another id.
         """
-        return digest([self.id, self.transport_name, self.is_emulated, self.python])
+        agent = self.agent_for(runtime)
+        program = file_sha256(self.libraries[runtime]) if agent == "native" else self.interpreter
+        return digest([serial, self.transport_name, self.is_emulated, agent, program])
 
     def connect(self) -> Transport:
         """Open a connection.
@@ -120,8 +202,12 @@ class Device(Config):
         if parts.scheme == "scripted":
             from devices.transport.scripted import ScriptedTransport, play_agent
 
-            interpreter = self.python or self.details().python
-            return ScriptedTransport(Path(parts.path), {interpreter: play_agent})
+            return ScriptedTransport(Path(parts.path), {self.interpreter or "": play_agent})
+        if parts.scheme == "adb":
+            from devices.transport.adb import AdbTransport
+
+            server = adb_server(self.adb_server) if self.adb_server else None
+            return AdbTransport(parts.path, server)
         from devices.transport.ssh import SshTransport
 
         known_hosts = self.known_hosts or Path.home() / ".ssh/known_hosts"

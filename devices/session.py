@@ -6,8 +6,9 @@ Sessions are made by :func:`devices.visit.visit`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -72,22 +73,20 @@ class Session:
         )
         self._agents = Agents(self.device, str(self.facts.get("machine", "")), self.ensure)
 
-    def condition(
-        self,
-        threads: int,
-        core_mask: str | None = None,
-        mode: str = "as-shipped",
-        delegate: str | None = None,
-    ) -> Condition:
-        """The condition of a measurement on this device as it is now."""
-        return Condition(
-            threads=threads,
-            core_mask=core_mask,
-            mode=mode,
-            delegate=delegate,
+    def condition(self, asked: Condition) -> Condition:
+        """A condition that is asked for, with what the device adds to it."""
+        return replace(
+            asked,
             governor=self.facts.get("governor", "unknown"),
             power_source=self.facts.get("power_source", "unknown"),
         )
+
+    @contextmanager
+    def under(
+        self, condition: Condition, on_state: Callable[[str, str], None]
+    ) -> Iterator[Mapping[str, Any]]:
+        """Bring the device under a condition, and back."""
+        yield {}
 
     def probe(self, runtimes: Sequence[str]) -> dict[str, Mapping[str, Any]]:
         """For each of these runtimes: ``version`` and ``delegates``, or ``missing`` and ``hint``.

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from devices.inventory import Device
-from devices.session import Job, RunRecorder, Session, visit
+from devices.recorder import Recording, RunRecorder
+from devices.session import Job, Session
+from devices.visit import give_up, serial_of, visit
 from pipeline.data import Images
 from pipeline.stage import Workspace
 from profiles.durable import write_whole
-from profiles.errors import AgentError
-from profiles.recipe import Measure
+from profiles.errors import AgentError, DeviceError, LeaseLost
+from profiles.recipe import ANY_DELEGATE, Measure
 from profiles.records import Artifact, Condition, Run, Trial
 from profiles.store import trial_key
+
+#: Visits in a row that may break off without one more run before a device is given up.
+VISITS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +63,8 @@ def measure(
     Every run is a fresh process; each round visits all artifacts once, in a random order, so that
     a drift of the device falls on all alike.  Each run is stored as soon as it ends: after a kill
     or a broken link the same call goes on where it was, and a campaign that is complete does not
-    touch the device.
+    touch the device.  A link that breaks is taken up again in a new visit; the run it broke is
+    kept, marked, and made anew.
 
     Args:
         workspace: whose store takes the samples.
@@ -73,145 +80,215 @@ def measure(
     Raises:
         DeviceError: if the device cannot be reached or leaves; what was measured is kept.
     """
-    wanted = [
-        _blank(device, subject, Condition(threads, settings.core_mask), settings)
-        for threads in settings.threads
-        for subject in subjects
-    ]
-    by_sha = {subject.artifact.sha256: subject for subject in subjects}
-    keys = [trial.key for trial in wanted]
-    accepted = {t.key for t in workspace.store.trials(keys) if t.status == "accepted"}
-    due = list({trial.key: trial for trial in wanted if trial.key not in accepted}.values())
-    if due:
+    campaign = _Campaign(workspace, device, subjects, settings, together)
+    broken = 0
+    while due := campaign.due():
         workspace.progress(f"measure: connecting to {device.id}")
-        with visit(device) as session:
-            due = _ready(workspace, session, due)
-            for group in _groups(due, together):
-                _measure_group(workspace, session, group, by_sha, together)
-    return workspace.store.trials(keys)
+        runs = campaign.runs
+        try:
+            with visit(device) as session:
+                campaign.go(session, due)
+        except DeviceError as error:
+            broken = 1 if campaign.runs > runs else broken + 1
+            if not error.retryable or broken == VISITS:
+                give_up(device, error)
+                raise
+            workspace.progress(f"measure: {error}; trying again")
+    return workspace.store.trials([trial.key for trial in campaign.wanted])
 
 
-def _blank(device: Device, subject: Subject, condition: Condition, settings: Measure) -> Trial:
-    artifact, plan = subject.artifact, settings.plan()
-    return Trial(
-        key=trial_key(artifact.sha256, device.identity, artifact.runtime, condition, plan),
-        artifact_sha256=artifact.sha256,
-        device_id=device.id,
-        transport=device.transport_name,
-        runtime=artifact.runtime,
-        condition=condition,
-        plan=plan,
-        emulated=device.is_emulated,
-    )
+class _Campaign:
+    """What is to be measured, and how far it is."""
 
+    def __init__(
+        self,
+        workspace: Workspace,
+        device: Device,
+        subjects: Sequence[Subject],
+        settings: Measure,
+        together: bool,
+    ) -> None:
+        self._workspace = workspace
+        self._store = workspace.store
+        self._device = device
+        self._settings = settings
+        self._together = together
+        self._subjects = {subject.artifact.sha256: subject for subject in subjects}
+        self._plan = settings.plan()
+        self.runs = 0
+        serial = serial_of(device)
+        trials = [
+            self._blank(subject.artifact, threads, serial)
+            for threads in settings.threads
+            for subject in subjects
+        ]
+        self.wanted = list({trial.key: trial for trial in trials}.values())
+        self._failed: set[str] = set()
 
-def _ready(workspace: Workspace, session: Session, trials: Sequence[Trial]) -> list[Trial]:
-    """Open the trials whose runtime works on the device; fail the others with the reason."""
-    probe = session.probe(sorted({trial.runtime for trial in trials}))
-    ready = []
-    for trial in trials:
-        found = probe.runtimes[trial.runtime]
-        condition = probe.condition(trial.condition.threads, trial.condition.core_mask)
-        seen = replace(trial, condition=condition, runtime_version=found.get("version", "unknown"))
-        opened = workspace.store.open_trial(seen)
-        if "missing" in found:
-            reason = f"{trial.runtime} is missing on the device: {found['missing']}"
-            workspace.store.close_trial(trial.key, "failed", f"{reason}; {found['hint']}")
-        else:
-            ready.append(opened)
-    return ready
-
-
-def _groups(trials: Sequence[Trial], together: bool) -> list[list[Trial]]:
-    """Trials that share a visit's rounds: all of them, or those that can share a process."""
-    if not together:
-        return [list(trials)] if trials else []
-    groups: dict[tuple[str, int], list[Trial]] = {}
-    for trial in trials:
-        groups.setdefault((trial.runtime, trial.condition.threads), []).append(trial)
-    return list(groups.values())
-
-
-def _measure_group(
-    workspace: Workspace,
-    session: Session,
-    trials: Sequence[Trial],
-    subjects: dict[str, Subject],
-    together: bool,
-) -> None:
-    open_trials = {trial.key: trial for trial in trials}
-    complete = {t.key: sum(run.complete for run in t.runs) for t in trials}
-    numbers = {t.key: len(t.runs) for t in trials}
-    plan = trials[0].plan
-    for round_ in range(plan.runs):
-        due = [t for t in open_trials.values() if complete[t.key] <= round_]
-        np.random.default_rng([plan.seed, round_]).shuffle(due)
-        for turn in [due] if together and due else [[trial] for trial in due]:
-            workspace.progress(
-                f"measure: {session.device.id} round {round_ + 1}/{plan.runs},"
-                f" {_name(turn, subjects)}"
-            )
-            try:
-                _one_process(workspace, session, turn, subjects, round_, numbers)
-            except AgentError as error:
-                for trial in turn:
-                    workspace.store.close_trial(trial.key, "failed", error.message)
-                    del open_trials[trial.key]
-    for key in open_trials:
-        workspace.store.close_trial(key, "accepted")
-
-
-def _one_process(
-    workspace: Workspace,
-    session: Session,
-    trials: Sequence[Trial],
-    subjects: dict[str, Subject],
-    round_: int,
-    numbers: dict[str, int],
-) -> None:
-    """One agent process; whatever it delivers is stored, also when it or the link breaks."""
-    first = trials[0]
-    jobs = [
-        Job(t.key, subject.artifact.path, subject.artifact.io, subject.input_files)
-        for t in trials
-        for subject in [subjects[t.artifact_sha256]]
-    ]
-    recorder = RunRecorder([trial.key for trial in trials])
-    complete = False
-    try:
-        session.run(
-            first.runtime,
-            jobs,
-            condition=first.condition,
-            plan=first.plan,
-            seed=first.plan.seed * 1000 + round_,
-            recorder=recorder,
+    def _blank(self, artifact: Artifact, threads: int, serial: str) -> Trial:
+        asked = self._settings.delegates.get(artifact.runtime)
+        condition = Condition(
+            threads=threads,
+            core_mask=self._settings.core_mask,
+            mode=self._settings.mode,
+            delegate=None if asked == ANY_DELEGATE else asked,
         )
-        complete = True
-    finally:
+        place = self._device.place(serial, artifact.runtime)
+        return Trial(
+            key=trial_key(artifact.sha256, place, artifact.runtime, condition, self._plan),
+            artifact_sha256=artifact.sha256,
+            device_id=self._device.id,
+            device_serial=serial,
+            transport=self._device.transport_name,
+            runtime=artifact.runtime,
+            agent=self._device.agent_for(artifact.runtime),
+            condition=condition,
+            plan=self._plan,
+            emulated=self._device.is_emulated,
+        )
+
+    def tell(self, state: str, why: str) -> None:
+        """Pass a state of the device on to whoever waits for it."""
+        self._workspace.progress(f"measure: {self._device.id} is {state}: {why}")
+
+    def due(self) -> list[Trial]:
+        """Trials that are neither measured nor, in this campaign, found impossible."""
+        keys = [trial.key for trial in self.wanted]
+        accepted = {t.key for t in self._store.trials(keys) if t.status == "accepted"}
+        return [t for t in self.wanted if t.key not in accepted | self._failed]
+
+    def go(self, session: Session, due: Sequence[Trial]) -> None:
+        """Measure as much as one visit allows."""
+        ready = self._ready(session, due)
+        for group in self._groups(ready):
+            self._measure_group(session, group)
+
+    def _ready(self, session: Session, trials: Sequence[Trial]) -> list[Trial]:
+        """Open the trials whose runtime works on the device; fail the others with the reason."""
+        runtimes = session.probe(sorted({trial.runtime for trial in trials}))
+        ready = []
         for trial in trials:
-            recording = recorder.recordings[trial.key]
-            if complete or recording.warmup or recording.samples:
-                run = Run(
-                    number=numbers[trial.key],
-                    complete=complete,
-                    warmup_ns=recording.warmup_ns(),
-                    samples_ns=recording.samples_ns(),
-                    load_ns=recording.load_ns,
-                    first_ns=recording.first_ns,
-                    peak_bytes=recorder.peak_bytes,
-                    environment={
-                        **recorder.environment,
-                        "delegates": list(recording.delegates),
-                        "runtime_version": recorder.version,
-                    },
-                )
-                workspace.store.add_run(trial.key, run)
-                numbers[trial.key] += 1
+            found = runtimes[trial.runtime]
+            seen = replace(
+                trial,
+                condition=session.condition(trial.condition),
+                runtime_version=found.get("version", "unknown"),
+                emulated=trial.emulated or bool(session.facts.get("emulated")),
+                device_build=session.facts.get("os_build", "unknown"),
+                fence=session.lease.fence,
+            )
+            opened = self._store.open_trial(seen)
+            if "missing" in found:
+                reason = f"{trial.runtime} is missing on the device: {found['missing']}"
+                self._fail([opened], session, f"{reason}; {found['hint']}")
+            else:
+                ready.append(opened)
+        return ready
+
+    def _fail(self, trials: Sequence[Trial], session: Session, reason: str) -> None:
+        for trial in trials:
+            self._store.close_trial(trial.key, "failed", reason, fence=session.lease.fence)
+            self._failed.add(trial.key)
+
+    def _groups(self, trials: Sequence[Trial]) -> list[list[Trial]]:
+        """Trials that share a visit's rounds: all of them, or those that can share a process."""
+        if not self._together:
+            return [list(trials)] if trials else []
+        groups: dict[tuple[str, int], list[Trial]] = {}
+        for trial in trials:
+            groups.setdefault((trial.runtime, trial.condition.threads), []).append(trial)
+        return list(groups.values())
+
+    def _measure_group(self, session: Session, trials: Sequence[Trial]) -> None:
+        complete = {t.key: sum(run.complete for run in t.runs) for t in trials}
+        numbers = {t.key: len(t.runs) for t in trials}
+        with session.under(trials[0].condition, self.tell) as readings:
+            for round_ in range(self._plan.runs):
+                left = [t for t in trials if t.key not in self._failed]
+                due = [t for t in left if complete[t.key] <= round_]
+                np.random.default_rng([self._plan.seed, round_]).shuffle(due)
+                for turn in [due] if self._together and due else [[trial] for trial in due]:
+                    self._workspace.progress(
+                        f"measure: {session.device.id} round {round_ + 1}/{self._plan.runs},"
+                        f" {self._name(turn)}"
+                    )
+                    try:
+                        self._one_process(session, turn, round_, numbers, readings)
+                    except AgentError as error:
+                        self._fail(turn, session, error.message)
+        for trial in trials:
+            if trial.key not in self._failed:
+                self._store.close_trial(trial.key, "accepted", fence=session.lease.fence)
+
+    def _one_process(
+        self,
+        session: Session,
+        trials: Sequence[Trial],
+        round_: int,
+        numbers: dict[str, int],
+        readings: Mapping[str, Any],
+    ) -> None:
+        """One agent process; whatever it delivers is stored, also when it or the link breaks."""
+        first = trials[0]
+        recorder = RunRecorder([trial.key for trial in trials])
+        complete = lost = False
+        try:
+            session.run(
+                first.runtime,
+                [self._job(trial) for trial in trials],
+                condition=first.condition,
+                plan=first.plan,
+                seed=first.plan.seed * 1000 + round_,
+                deadline_s=self._settings.deadline_seconds,
+                recorder=recorder,
+            )
+            complete = True
+        except LeaseLost:
+            lost = True  # another was on the device meanwhile: these samples mean nothing
+            raise
+        finally:
+            for trial in trials:
+                recording = recorder.recordings[trial.key]
+                if complete or ((recording.warmup or recording.samples) and not lost):
+                    run = _run(numbers[trial.key], complete, recorder, recording, readings)
+                    self._store.add_run(trial.key, run, fence=session.lease.fence)
+                    numbers[trial.key] += 1
+                    self.runs += complete
+
+    def _job(self, trial: Trial) -> Job:
+        subject = self._subjects[trial.artifact_sha256]
+        asked = self._settings.delegates.get(trial.runtime)
+        expect = () if asked else subject.delegates
+        artifact = subject.artifact
+        return Job(trial.key, artifact.path, artifact.io, subject.input_files, expect)
+
+    def _name(self, trials: Sequence[Trial]) -> str:
+        if len(trials) > 1:
+            return f"{len(trials)} blocks in turns"
+        artifact = self._subjects[trials[0].artifact_sha256].artifact
+        return f"{artifact.variant} {artifact.format}"
 
 
-def _name(trials: Sequence[Trial], subjects: dict[str, Subject]) -> str:
-    if len(trials) > 1:
-        return f"{len(trials)} blocks in turns"
-    artifact = subjects[trials[0].artifact_sha256].artifact
-    return f"{artifact.variant} {artifact.format}"
+def _run(
+    number: int,
+    complete: bool,
+    recorder: RunRecorder,
+    recording: Recording,
+    readings: Mapping[str, Any],
+) -> Run:
+    return Run(
+        number=number,
+        complete=complete,
+        warmup_ns=recording.warmup_ns(),
+        samples_ns=recording.samples_ns(),
+        load_ns=recording.load_ns,
+        first_ns=recording.first_ns,
+        peak_bytes=recorder.peak_bytes,
+        environment={
+            **recorder.environment,
+            "preflight": dict(readings),
+            "delegates": list(recording.delegates),
+            "threads": recording.threads,
+            "runtime_version": recorder.version,
+        },
+    )

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator, mod
 
 from profiles.config import Config, parse, read_yaml
 from profiles.errors import UsageError
-from profiles.records import FORMATS, ArtifactFormat, Plan
+from profiles.records import FORMATS, RUNTIME_OF, ArtifactFormat, Plan
 
 _IMPORT_PATH = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
 
@@ -57,7 +57,17 @@ InputFile = Annotated[Path, AfterValidator(_existing_file)]
 InputFolder = Annotated[Path, AfterValidator(_existing_folder)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(gt=0)]
-Runtime = Literal["executorch", "onnxruntime", "litert"]
+#: Takes whatever the runtime makes of an artifact on the device.
+ANY_DELEGATE = "any"
+
+
+def _runtime(name: str) -> str:
+    if name not in RUNTIME_OF.values():
+        raise ValueError(f"a runtime is one of {', '.join(RUNTIME_OF.values())}")
+    return name
+
+
+Runtime = Annotated[str, AfterValidator(_runtime)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 

@@ -26,7 +26,7 @@ class ScriptedTransport(LocalTransport):
 
     Args:
         home: the folder that stands for the device's file system.
-        scripts: from a program's name (``argv[0]``) to what it writes to standard output, given
+        scripts: from a program's name to what it writes to standard output, given
             the home folder and its arguments.
     """
 
@@ -40,12 +40,13 @@ class ScriptedTransport(LocalTransport):
     def run(
         self, argv: Sequence[str], *, deadline_s: float, on_line: LineSink | None = None
     ) -> Completed:
-        """Play the script of ``argv[0]``; without one, run the command."""
+        """Play the first program there is a script for; without one, run the command."""
         quote(argv)  # for the errors the contract promises
-        script = self._scripts.get(argv[0])
-        if script is None:
+        played = [place for place, word in enumerate(argv) if word in self._scripts]
+        if not played:
             return super().run(argv, deadline_s=deadline_s, on_line=on_line)
-        output = script(self._home, argv[1:])
+        # A program may come behind the shell that starts it.
+        output = self._scripts[argv[played[0]]](self._home, argv[played[0] + 1 :])
         lines = LineSplitter(on_line)
         lines.feed(output)
         lines.finish()
@@ -59,12 +60,18 @@ def play_agent(home: Path, arguments: Sequence[str]) -> bytes:
     same plan always has the same answer.
     """
     if arguments[1] == "--probe":
-        versions = {name: {"version": "scripted"} for name in arguments[2:] or RUNTIMES}
-        facts = {"machine": "scripted", "cores": 1, "governor": "unknown"}
-        return _lines([{"event": "probe", "facts": facts, "runtimes": versions}])
+        names = [argument.partition("=")[0] for argument in arguments[2:]]
+        found = {"version": "scripted", "delegates": ["scripted"]}
+        runtimes = dict.fromkeys(names or RUNTIMES, found)
+        return _lines([{"event": "probe", "agent": "python", "runtimes": runtimes}])
     plan = json.loads((home / arguments[1]).read_text())
     events: list[dict[str, Any]] = [
-        {"event": "hello", "runtime": plan["runtime"], "version": "scripted"}
+        {
+            "event": "hello",
+            "agent": "python",
+            "runtime": plan["runtime"],
+            "version": "scripted",
+        }
     ]
     for job in plan["jobs"]:
         base = 20_000 + (home / job["path"]).stat().st_size
@@ -78,6 +85,7 @@ def play_agent(home: Path, arguments: Sequence[str]) -> bytes:
                 "load_ns": 10 * base,
                 "first_ns": 2 * base,
                 "delegates": ["scripted"],
+                "threads": plan["threads"],
             },
             {"event": "warmup", "job": job["id"], "ns": ns[:1]},
             {"event": "samples", "job": job["id"], "ns": ns},

@@ -1,0 +1,173 @@
+"""One visit to a device: lease, connect, see who it is, clear up, hand over a session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
+
+from devices.facts import look
+from devices.inventory import Device
+from devices.lab import DeviceState, Lab
+from devices.launch import clear_leftovers
+from devices.lease import Lease, lease
+from devices.session import Session
+from devices.transport.base import Transport
+from profiles.errors import (
+    DeadlineExceeded,
+    DeviceError,
+    DeviceUnreachable,
+    EdgeError,
+    WrongDevice,
+)
+
+_PROBE_DEADLINE_S = 10.0
+#: What a scripted device says of itself.
+_SCRIPTED_FACTS = {"machine": "scripted", "system": "scripted", "cores": 1}
+
+
+@contextmanager
+def visit(
+    device: Device,
+    *,
+    purpose: str = "measure",
+    wait_s: float = 0.0,
+) -> Iterator[Session]:
+    """Hold a device, connect, clear up after a dead holder; give everything back on any way out.
+
+    Args:
+        device: of the inventory.
+        purpose: shown to others who want it meanwhile.
+        wait_s: how long to wait for another holder of the device.
+
+    Raises:
+        DeviceError: every one of them names the device.
+    """
+    try:
+        lab = Lab()
+        serial = identify(device, lab)
+        with lease(lab, serial, device.id, purpose, wait_s) as held:
+            session = _meet(device, lab, held)
+            try:
+                clear_leftovers(session.transport, device.folder)
+                held.cleaned()
+                lab.set_state(serial, DeviceState.READY)
+                yield session
+            finally:
+                session.transport.close()
+    except DeviceError as error:
+        error.device = error.device or device.id
+        raise
+
+
+def identify(device: Device, lab: Lab) -> str:
+    """The hardware serial of a device: of the inventory, remembered from an earlier visit, or asked
+    for now.
+
+    Raises:
+        DeviceError: if it has to be asked for and cannot be reached.
+    """
+    known = device.known_serial or lab.serial_of(device.id)
+    if known:
+        return known
+    transport, facts = _connect(device)
+    transport.close()
+    serial = _serial(device, facts)
+    lab.remember(device.id, serial, facts)
+    return serial
+
+
+def serial_of(device: Device) -> str:
+    """:func:`identify` with this host's lab."""
+    try:
+        return identify(device, Lab())
+    except DeviceError as error:
+        error.device = error.device or device.id
+        raise
+
+
+def sign_of_life(device: Device, lab: Lab) -> float | None:
+    """Seconds a device takes to answer, or ``None`` if it does not; the lab learns which."""
+    try:
+        transport, facts = _connect(device)
+        try:
+            taken_s = transport.probe(deadline_s=_PROBE_DEADLINE_S)
+        finally:
+            transport.close()
+    except DeviceError as error:
+        _note_absence(device, lab, error)
+        return None
+    lab.remember(device.id, _serial(device, facts), facts)
+    return taken_s
+
+
+def give_up(device: Device, error: DeviceError) -> None:
+    """Take a device out of use that froze again and again; one that is away may come back."""
+    lab = Lab()
+    serial = lab.serial_of(device.id)
+    if serial and isinstance(error, DeadlineExceeded):
+        lab.quarantine(serial, error.message)
+
+
+def _note_absence(device: Device, lab: Lab, error: DeviceError) -> None:
+    serial = lab.serial_of(device.id)
+    if serial and lab.state_of(serial) is not DeviceState.QUARANTINED:
+        lab.set_state(serial, DeviceState.ABSENT, error.message)
+
+
+def _meet(device: Device, lab: Lab, held: Lease) -> Session:
+    """Connect, and make sure, now and with each new connection, that it is the device we hold."""
+
+    def connect() -> tuple[Transport, dict[str, Any]]:
+        transport, facts = _connect(device)
+        try:
+            serial = _serial(device, facts)
+            if serial != held.serial:
+                raise WrongDevice(
+                    f"there is {serial} where {held.serial} was",
+                    f"if it was replaced, write 'serial: {serial}' into its entry",
+                )
+            lab.remember(device.id, serial, facts)
+        except BaseException:
+            transport.close()
+            raise
+        return transport, facts
+
+    try:
+        return Session(device, connect, held)
+    except DeviceUnreachable as error:
+        _note_absence(device, lab, error)
+        raise
+
+
+def _connect(device: Device) -> tuple[Transport, dict[str, Any]]:
+    """A connection, and what the device says of itself; tried three times."""
+
+    def attempt() -> tuple[Transport, dict[str, Any]]:
+        transport = device.connect()
+        try:
+            return transport, dict(_SCRIPTED_FACTS) if device.is_scripted else look(transport)
+        except BaseException:
+            transport.close()
+            raise
+
+    return _retrying()(attempt)
+
+
+def _serial(device: Device, facts: Mapping[str, Any]) -> str:
+    """A device that does not tell its serial goes by its id, which is the best there is."""
+    if device.is_scripted:
+        return device.address
+    return str(facts.get("serial") or f"id:{device.id}")
+
+
+def _retrying() -> Retrying:
+    """Three attempts, for errors that may pass."""
+    return Retrying(
+        stop=stop_after_attempt(3),
+        wait=wait_exponential(multiplier=0.2, max=2),
+        retry=retry_if_exception(lambda error: isinstance(error, EdgeError) and error.retryable),
+        reraise=True,
+    )
