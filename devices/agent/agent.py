@@ -1,7 +1,9 @@
 """Measure artifacts on this device with one runtime; one process is one run.
 
     python agent.pyz PLAN.json              measure, one JSON object a line on standard output
-    python agent.pyz --probe [RUNTIME...]   say which runtimes work here, and what this device is
+    python agent.pyz --probe [RUNTIME...]   say which runtimes work here
+
+The native agent (``native/agent.c``) takes the same plans and says the same lines.
 
 This module and those it imports travel to the device as one archive (see ``program.py``): they need
 Python 3.9, its standard library and the runtime named in the plan, nothing else of this project.
@@ -16,64 +18,107 @@ import json
 import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from devices.agent import facts
-from devices.agent.engines import ENGINES, RUNTIMES, Engine, hint, runtime_version
+from devices.agent.engines import (
+    ENGINES,
+    RUNTIMES,
+    Engine,
+    Fallback,
+    available_delegates,
+    hint,
+    prove,
+    runtime_version,
+)
+from devices.agent.environment import environment, peak_bytes
 
-PLAN_FORMAT = 1
+PLAN_FORMAT = 2
+#: How long after its deadline an agent is ended that could not end itself, in s.
+DEADLINE_GRACE_S = 5
+
+Emit = Callable[[dict[str, Any]], None]
 
 
 class MissingRuntime(Exception):
     """The plan's runtime cannot be used here."""
 
 
-def measure(plan: dict[str, Any], emit: Callable[[dict[str, Any]], None]) -> None:
+def measure(plan: dict[str, Any], emit: Emit) -> None:
     """Carry out one run of a plan, handing every event to ``emit`` as it happens."""
-    if plan["format"] != PLAN_FORMAT:
-        raise ValueError(f"plan format {plan['format']}, this agent speaks {PLAN_FORMAT}")
+    _check(plan)
     if plan["core_mask"] is not None:
-        mask = int(plan["core_mask"], 16)
-        os.sched_setaffinity(0, [core for core in range(mask.bit_length()) if mask >> core & 1])
+        _pin(plan["core_mask"])
     runtime = plan["runtime"]
     try:
         version = runtime_version(runtime)
     except Exception as error:
         raise MissingRuntime(f"{error}; {hint(runtime)}") from error
-    emit({"event": "hello", "runtime": runtime, "version": version})
-    emit({"event": "environment", "when": "before", **facts.environment()})
-    engines = {job["id"]: _load(runtime, job, plan["threads"], emit) for job in plan["jobs"]}
+    emit({"event": "hello", "agent": "python", "runtime": runtime, "version": version})
+    emit({"event": "environment", "when": "before", **environment()})
+    engines = {job["id"]: _load(plan, job, emit) for job in plan["jobs"]}
     _take_turns(engines, plan, emit)
-    emit({"event": "environment", "when": "after", **facts.environment()})
-    peak_bytes = facts.peak_bytes() if len(engines) == 1 else None
-    emit({"event": "done", "peak_bytes": peak_bytes})
+    emit({"event": "environment", "when": "after", **environment()})
+    emit({"event": "done", "peak_bytes": peak_bytes() if len(engines) == 1 else None})
 
 
-def _load(
-    runtime: str, job: dict[str, Any], threads: int, emit: Callable[[dict[str, Any]], None]
-) -> Engine:
+def _check(plan: dict[str, Any]) -> None:
+    if plan["format"] != PLAN_FORMAT:
+        raise ValueError(f"plan format {plan['format']}, this agent speaks {PLAN_FORMAT}")
+    if plan["slice_iterations"] < 1:
+        raise ValueError("a slice has at least one iteration")
+    ids = [job["id"] for job in plan["jobs"]]
+    if len(set(ids)) < len(ids):
+        raise ValueError(f"two jobs share a name: {', '.join(ids)}")
+
+
+def _pin(mask: str) -> None:
+    """Run on these cores and no others; a mask the kernel grants in part only is refused."""
+    bits = int(mask, 16)
+    wanted = {core for core in range(bits.bit_length()) if bits >> core & 1}
+    os.sched_setaffinity(0, wanted)
+    if os.sched_getaffinity(0) != wanted:
+        raise ValueError(f"core_mask {mask}: not all of its cores are there")
+
+
+def _load(plan: dict[str, Any], job: dict[str, Any], emit: Emit) -> Engine:
     inputs = [_read_input(spec) for spec in job["inputs"]]
     start = time.perf_counter_ns()
-    engine = ENGINES[runtime](job["path"], threads)
+    engine = ENGINES[plan["runtime"]](job["path"], plan["threads"], plan.get("delegate"))
     loaded = time.perf_counter_ns()
     engine.feed(inputs)
     engine.prepare()
     called = time.perf_counter_ns()
     engine.call()
     first = time.perf_counter_ns()
+    delegates = _delegates(engine, plan, job)
     emit(
         {
             "event": "loaded",
             "job": job["id"],
             "load_ns": loaded - start,
             "first_ns": first - called,
-            "delegates": engine.delegates(),
+            "delegates": delegates,
+            "threads": engine.threads,
         }
     )
     return engine
+
+
+def _delegates(engine: Engine, plan: dict[str, Any], job: dict[str, Any]) -> list[str]:
+    """What executes the model; refused, if it is not what was asked for and is expected."""
+    found = engine.delegates()
+    asked = [plan["delegate"]] if plan.get("delegate") else []
+    for wanted in [*asked, *(job.get("expect") or ())]:
+        if wanted not in found:
+            raise Fallback(
+                f"{job['id']}: {wanted} takes no part in it:"
+                f" {plan['runtime']} executes it with {', '.join(found) or 'unknown'}"
+            )
+    return found
 
 
 def _read_input(spec: dict[str, Any]) -> Any:
@@ -83,9 +128,7 @@ def _read_input(spec: dict[str, Any]) -> Any:
     return raw.reshape(spec["shape"])
 
 
-def _take_turns(
-    engines: dict[str, Engine], plan: dict[str, Any], emit: Callable[[dict[str, Any]], None]
-) -> None:
+def _take_turns(engines: dict[str, Engine], plan: dict[str, Any], emit: Emit) -> None:
     """Warm every engine up, then time them slice by slice, in a new random order each round."""
     for job, engine in engines.items():
         enough = plan["warmup_iterations"]
@@ -129,45 +172,78 @@ def timed_slice(engine: Engine, count: int) -> list[int]:
 
 
 def probe(names: Sequence[str]) -> dict[str, Any]:
-    """The device's facts and, for each runtime named, its version or why it cannot be used."""
-    runtimes: dict[str, dict[str, str]] = {}
-    for name in names:
+    """For each runtime named: its version and delegates, or why it cannot be used.
+
+    A name may bring the path of a C library (``NAME=PATH``), which is for the native agent.
+    """
+    runtimes: dict[str, dict[str, Any]] = {}
+    for name in (argument.partition("=")[0] for argument in names):
         try:
-            runtimes[name] = {"version": runtime_version(name)}
+            version = runtime_version(name)
+            prove(name)
+            runtimes[name] = {"version": version, "delegates": available_delegates(name)}
         except Exception as error:
-            runtimes[name] = {"missing": f"{error}", "hint": hint(name)}
-    return {"event": "probe", "facts": facts.facts(), "runtimes": runtimes}
+            runtimes[name] = {"missing": _one_line(error), "hint": hint(name)}
+    return {"event": "probe", "agent": "python", "runtimes": runtimes}
 
 
-def _event_writer() -> Callable[[dict[str, Any]], None]:
-    """Keep standard output for events alone: what a runtime prints goes to standard error."""
-    stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
+class EventWriter:
+    """Keeps standard output for events alone: what a runtime prints goes to standard error."""
 
-    def emit(event: dict[str, Any]) -> None:
-        stream.write(json.dumps(event, separators=(",", ":")) + "\n")
-        stream.flush()
+    def __init__(self) -> None:
+        self._stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
+        self._turn = threading.Lock()
+        os.dup2(2, 1)
 
-    return emit
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Write one event as one line, at once."""
+        with self._turn:
+            self._stream.write(json.dumps(event, separators=(",", ":")) + "\n")
+            self._stream.flush()
+
+
+def _end_by(deadline_s: int, emit: Emit) -> None:
+    """Let this process end in ``deadline_s``, saying so, whatever it is doing then.
+
+    A Python signal handler would wait for the runtime's call to return; a thread does not.  It
+    sleeps until then.  Where even that cannot run, the kernel's alarm ends the process.
+    """
+
+    def end() -> None:
+        emit({"event": "error", "kind": "deadline", "message": "the plan's deadline passed"})
+        os._exit(1)
+
+    timer = threading.Timer(deadline_s, end)
+    timer.daemon = True
+    timer.start()
+    signal.alarm(deadline_s + DEADLINE_GRACE_S)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(f"{error}".split())[:2000]
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run as a program; the exit code is 0 only if the last line is ``done`` or ``probe``."""
     # A host that went away must not leave a measuring process behind on the device.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    emit = _event_writer()
+    emit = EventWriter()
     if arguments[0] == "--probe":
         emit(probe(arguments[1:] or RUNTIMES))
         return 0
     try:
         plan = json.loads(Path(arguments[0]).read_text())
-        signal.alarm(plan["deadline_s"])
+        _end_by(plan["deadline_s"], emit)
         measure(plan, emit)
     except MissingRuntime as error:
-        emit({"event": "error", "kind": "runtime-missing", "message": str(error)})
-        return 1
+        return _failed("runtime-missing", _one_line(error), emit)
+    except Fallback as error:
+        return _failed("fallback", _one_line(error), emit)
     except Exception as error:
-        message = " ".join(f"{type(error).__name__}: {error}".split())
-        emit({"event": "error", "kind": "failed", "message": message[:2000]})
-        return 1
+        return _failed("failed", f"{type(error).__name__}: {_one_line(error)}", emit)
     return 0
+
+
+def _failed(kind: str, message: str, emit: Emit) -> int:
+    emit({"event": "error", "kind": kind, "message": message})
+    return 1

@@ -6,9 +6,13 @@ Part of the program that runs on a board: standard library and one runtime, Pyth
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from tempfile import TemporaryDirectory
+from typing import Any, Optional, Protocol
+
+from devices.agent.tiny import tiny_model
 
 RUNTIMES = ("executorch", "onnxruntime", "litert")
 _HINTS = {
@@ -16,10 +20,21 @@ _HINTS = {
     "onnxruntime": "pip install onnxruntime",
     "litert": "pip install ai-edge-litert, or tflite-runtime with 'numpy<2'",
 }
+_ORT_CPU = "CPUExecutionProvider"
+
+
+class Fallback(Exception):
+    """A delegate that was asked for, or is expected, takes no part in executing the model."""
 
 
 class Engine(Protocol):
-    """One loaded model in one runtime."""
+    """One loaded model in one runtime.
+
+    Attributes:
+        threads: how many the runtime was really given.
+    """
+
+    threads: int
 
     def feed(self, inputs: Sequence[Any]) -> None:
         """Choose the inputs of the calls to come: numpy arrays in positional order."""
@@ -38,24 +53,50 @@ class Engine(Protocol):
 
 
 class OnnxRuntimeEngine:
-    """ONNX Runtime on its CPU provider, inputs and outputs bound once, as an app would do."""
+    """ONNX Runtime, inputs and outputs bound once, as an app would do.
 
-    def __init__(self, path: str, threads: int) -> None:
-        import onnxruntime
+    Args:
+        path: of the model.
+        threads: to compute with.
+        delegate: the execution provider to ask for; without one, the CPU's.
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(
-            path, options, providers=["CPUExecutionProvider"]
-        )
+    Raises:
+        Fallback: this build does not have the provider, or does not take it.
+    """
+
+    def __init__(self, path: str, threads: int, delegate: Optional[str] = None) -> None:  # noqa: UP045
+        self._path, self.threads = path, threads
+        self._delegate = None if delegate == _ORT_CPU else delegate
+        self._session = self._open(profile_prefix=None)
         self._binding = self._session.io_binding()
         for spec in self._session.get_outputs():
             self._binding.bind_output(spec.name)
 
+    def _open(self, profile_prefix: Optional[str]) -> Any:  # noqa: UP045
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        if profile_prefix:
+            options.enable_profiling = True
+            options.profile_file_prefix = profile_prefix
+        if not self._delegate:
+            return onnxruntime.InferenceSession(self._path, options, providers=[_ORT_CPU])
+        if self._delegate not in onnxruntime.get_available_providers():
+            raise Fallback(f"this ONNX Runtime has no {self._delegate}")
+        xnnpack = self._delegate == "XnnpackExecutionProvider"
+        settings = {"intra_op_num_threads": str(self.threads)} if xnnpack else {}
+        providers = [(self._delegate, settings), _ORT_CPU]
+        session = onnxruntime.InferenceSession(self._path, options, providers=providers)
+        if session.get_providers()[0] != self._delegate:
+            raise Fallback(f"this ONNX Runtime does not take {self._delegate} here")
+        return session
+
     def feed(self, inputs: Sequence[Any]) -> None:
         """Bind the inputs."""
+        self._inputs = inputs
         for spec, value in _paired(self._session.get_inputs(), inputs):
             self._binding.bind_cpu_input(spec.name, value)
 
@@ -71,15 +112,46 @@ class OnnxRuntimeEngine:
         return list(self._binding.copy_outputs_to_cpu())
 
     def delegates(self) -> list[str]:
-        """The session's execution providers."""
-        return list(self._session.get_providers())
+        """The execution providers that run nodes of the model.
+
+        A session lists a provider that runs none of them, too.  So where one was asked for, the
+        profile of a call in a session of its own tells.
+        """
+        if not self._delegate:
+            return list(self._session.get_providers())
+        with TemporaryDirectory() as folder:
+            session = self._open(profile_prefix=str(Path(folder) / "profile"))
+            names = [spec.name for spec in session.get_inputs()]
+            session.run(None, dict(zip(names, self._inputs)))  # noqa: B905 - as in _paired
+            profile = json.loads(Path(session.end_profiling()).read_text())
+        ran = {event.get("args", {}).get("provider") for event in profile}
+        return [name for name in session.get_providers() if name in ran]
 
 
 class LiteRtEngine:
-    """LiteRT (or, on boards, tflite-runtime) with the delegates it applies by default."""
+    """LiteRT (or, on boards, tflite-runtime).
 
-    def __init__(self, path: str, threads: int) -> None:
-        self._interpreter = _litert_interpreter()(model_path=path, num_threads=threads)
+    Args:
+        path: of the model.
+        threads: to compute with.
+        delegate: ``XNNPACK``, ``builtin`` for the runtime's own kernels alone, or ``None`` for
+            what it applies by default.
+
+    Raises:
+        Fallback: no other delegate can be asked for.
+    """
+
+    def __init__(self, path: str, threads: int, delegate: Optional[str] = None) -> None:  # noqa: UP045
+        if delegate not in (None, "XNNPACK", "builtin"):
+            raise Fallback(f"this agent cannot ask LiteRT for {delegate}")
+        module = _litert_module()
+        resolver = module.OpResolverType.AUTO
+        if delegate == "builtin":
+            resolver = module.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        self.threads = threads
+        self._interpreter = module.Interpreter(
+            model_path=path, num_threads=threads, experimental_op_resolver_type=resolver
+        )
         self._interpreter.allocate_tensors()
         self._places = [d["index"] for d in self._interpreter.get_input_details()]
         self._results = [d["index"] for d in self._interpreter.get_output_details()]
@@ -109,11 +181,18 @@ class LiteRtEngine:
 
 
 class ExecuTorchEngine:
-    """ExecuTorch's own runtime with the backends registered in it."""
+    """ExecuTorch's own runtime with the backends registered in it.
 
-    def __init__(self, path: str, threads: int) -> None:
+    Args:
+        path: of the program, which itself says what its delegates are.
+        threads: to compute with.
+        delegate: the backend that is asked for; checked like one that is expected.
+    """
+
+    def __init__(self, path: str, threads: int, delegate: Optional[str] = None) -> None:  # noqa: UP045
         library = executorch_library()
         library._unsafe_reset_threadpool(threads)
+        self.threads = library._threadpool_get_thread_count()
         self._program = library._load_program(path)
         self._method = self._program.load_method("forward")
         self._delegates = _backends_in(path, library._get_registered_backend_names())
@@ -146,17 +225,24 @@ def _paired(places: Sequence[Any], inputs: Sequence[Any]) -> list[tuple[Any, Any
     return list(zip(places, inputs))  # noqa: B905 - strict= came with Python 3.10
 
 
-def _litert_interpreter() -> Any:
+def _litert_module() -> Any:
     try:
-        from ai_edge_litert.interpreter import Interpreter
-    except ImportError:
+        import ai_edge_litert.interpreter as module
+    except ImportError as error:
         try:
-            from tflite_runtime.interpreter import Interpreter
-        except ImportError as error:
+            import tflite_runtime.interpreter as module
+        except ImportError:
             raise ImportError(
                 "neither ai_edge_litert nor tflite_runtime can be imported"
             ) from error
-    return Interpreter
+        import numpy
+
+        # It would import, and fail on use.
+        if int(numpy.__version__.split(".")[0]) >= 2:
+            raise ImportError(
+                f"tflite_runtime was built for numpy 1, and numpy {numpy.__version__} is here"
+            ) from error
+    return module
 
 
 def executorch_library() -> Any:
@@ -177,7 +263,7 @@ def _backends_in(path: str, registered: Sequence[str]) -> list[str]:
     return [name for name in registered if name.encode() in program] or ["portable"]
 
 
-ENGINES: dict[str, Callable[[str, int], Engine]] = {
+ENGINES: dict[str, Callable[..., Engine]] = {
     "executorch": ExecuTorchEngine,
     "onnxruntime": OnnxRuntimeEngine,
     "litert": LiteRtEngine,
@@ -195,11 +281,37 @@ def runtime_version(runtime: str) -> str:
 
         return str(onnxruntime.__version__)
     if runtime == "litert":
-        # numpy 2 lets old builds import and fails on use: the class must be reachable.
-        module = _litert_interpreter().__module__.split(".")[0]
+        module = _litert_module().__name__.split(".")[0]
         return f"{module} {version(module.replace('_', '-'))}"
     executorch_library()
     return version("executorch")
+
+
+def prove(runtime: str) -> None:
+    """Run a tiny model; raises what the runtime raises where it does not work."""
+    import numpy
+
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "tiny"
+        path.write_bytes(tiny_model(runtime))
+        engine = ENGINES[runtime](str(path), 1)
+        engine.feed([numpy.array([[-1, 0, 1, 2]], dtype="float32")])
+        engine.prepare()
+        engine.call()
+        found = engine.outputs()[0].tolist()
+    if found != [[0, 0, 1, 2]]:
+        raise ArithmeticError(f"a ReLU of -1, 0, 1 and 2 came out as {found}")
+
+
+def available_delegates(runtime: str) -> list[str]:
+    """What models can be executed with here, as far as the runtime tells."""
+    if runtime == "onnxruntime":
+        import onnxruntime
+
+        return list(onnxruntime.get_available_providers())
+    if runtime == "litert":
+        return ["XNNPACK", "builtin"]
+    return [*executorch_library()._get_registered_backend_names(), "portable"]
 
 
 def hint(runtime: str) -> str:

@@ -6,7 +6,7 @@ import zipfile
 from pathlib import Path
 
 _FOLDER = Path(__file__).parent
-_MODULES = ("agent.py", "engines.py", "facts.py")
+_MODULES = ("agent.py", "engines.py", "environment.py", "tiny.py")
 _MAIN = """\
 import sys
 from devices.agent.agent import main

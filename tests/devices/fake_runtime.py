@@ -1,7 +1,8 @@
 """A stand-in for ONNX Runtime, for what the real one does not do on command.
 
 Put its folder first on ``PYTHONPATH`` of an agent.  It writes to file descriptor 1 in every way
-there is, sleeps ``FAKE_CALL_S`` in each inference, hangs in the one after ``FAKE_GOOD_CALLS``, and
+there is, sleeps ``FAKE_CALL_S`` in each inference, hangs in the one after ``FAKE_GOOD_CALLS``
+(fails in all, where that is negative), keeps the interpreter to itself for ``FAKE_HOLD_S``, and
 names the CPU cores it may use as its providers.
 """
 
@@ -10,10 +11,11 @@ from __future__ import annotations
 from pathlib import Path
 
 _MODULE = """
-import os, subprocess, time
+import ctypes, os, subprocess, time
 
 __version__ = "0.fake"
 _CALL_S = float(os.environ.get("FAKE_CALL_S", "0"))
+_HOLD_S = int(os.environ.get("FAKE_HOLD_S", "0"))
 _left = int(os.environ.get("FAKE_GOOD_CALLS", "1000000000"))
 
 
@@ -54,6 +56,10 @@ class InferenceSession:
     def run_with_iobinding(self, binding):
         global _left
         os.write(1, b"noise in the timed part")
+        if _left < 0:
+            raise RuntimeError("a library it needs is too new")
+        if _HOLD_S:
+            ctypes.PyDLL(None).sleep(_HOLD_S)
         if _left == 0:
             time.sleep(3600)
         _left -= 1

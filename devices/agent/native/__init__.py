@@ -77,7 +77,7 @@ def runtime_libraries() -> dict[str, Path]:
         "onnxruntime": ("onnxruntime", "capi/libonnxruntime.so*"),
         "litert": ("ai_edge_litert", "libLiteRt.so"),
     }
-    found = {}
+    found: dict[str, Path] = {}
     for runtime, (package, pattern) in places.items():
         spec = find_spec(package)
         for root in (spec.submodule_search_locations if spec else None) or ():
