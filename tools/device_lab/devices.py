@@ -7,11 +7,15 @@ from typing import Annotated
 
 import typer
 
+from tools.device_lab import leases
 from tools.device_lab.output import complain, print_json, print_table, progress
 from tools.device_lab.running import AsJson
 from tools.device_lab.stages import Inventory
 
 app = typer.Typer(help="The devices of an inventory.", no_args_is_help=True)
+app.command("lease")(leases.lease)
+app.command("release")(leases.release)
+app.command("who")(leases.who)
 
 
 @app.command("list")
