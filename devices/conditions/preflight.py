@@ -50,7 +50,7 @@ def preflight(
     Raises:
         DeviceError: if the device cannot tell its state.
     """
-    readings = read(transport, system, tree=tree)
+    readings = read(transport, system, load=gates.max_foreign_load_cores is not None, tree=tree)
     return Preflight(readings, tuple(judge(readings, system, gates, condition)))
 
 
@@ -93,7 +93,7 @@ def judge(readings: Readings, system: str, gates: Gates, condition: Condition) -
     yield from _missing_cores(readings, condition)
     if condition.mode != "pinned":
         yield from _governors(readings, gates, condition)
-        yield from _phone(readings, gates)
+        yield from judge_phone(readings, gates)
     elif system == "linux":
         yield from _cannot_be_pinned(readings, gates, condition)
 
@@ -174,7 +174,8 @@ def _governors(readings: Readings, gates: Gates, condition: Condition) -> Iterat
         )
 
 
-def _phone(readings: Readings, gates: Gates) -> Iterator[Refusal]:
+def judge_phone(readings: Readings, gates: Gates) -> Iterator[Refusal]:
+    """What of a phone's screen and radios is not as asked for."""
     if gates.screen is not None and readings.screen_on is (gates.screen != "on"):
         now = "on" if readings.screen_on else "off"
         yield Refusal("the screen", now, gates.screen, "switch it, or measure pinned")

@@ -18,7 +18,7 @@ from devices.conditions.linux import Policy
 from devices.transport.base import Transport
 from profiles.errors import DeviceError
 
-#: How long the processors' counters are watched for foreign load.
+#: How long the processors' counters are watched where foreign load is asked for.
 LOAD_WINDOW_S = 1
 _DEADLINE_S = 60.0
 
@@ -35,7 +35,7 @@ show() {
     [ -z "$line" ] || echo "$n ${f#"$r"} = $line"
   done
 }
-show "$r/proc/stat"; sleep "$window"; show "$r/proc/stat"
+if [ "$window" -gt 0 ]; then show "$r/proc/stat"; sleep "$window"; show "$r/proc/stat"; fi
 cpu=$r/sys/devices/system/cpu
 show "$cpu/online"
 set -- "$cpu"/cpufreq/policy[0-9]*
@@ -118,12 +118,13 @@ class Readings:
         return {name: value for name, value in found.items() if value is not None}
 
 
-def read(transport: Transport, system: str, *, tree: str = "") -> Readings:
-    """Have the device tell its state; takes :data:`LOAD_WINDOW_S` and a little more.
+def read(transport: Transport, system: str, *, load: bool = False, tree: str = "") -> Readings:
+    """Have the device tell its state.
 
     Args:
         transport: the connection to it.
         system: ``linux`` or ``android``.
+        load: whether to watch for foreign load, which takes :data:`LOAD_WINDOW_S`.
         tree: a folder on the device that stands for its root, with a ``proc`` and a ``sys`` in it.
 
     Raises:
@@ -131,7 +132,7 @@ def read(transport: Transport, system: str, *, tree: str = "") -> Readings:
     """
     nonce = secrets.token_hex(8)
     done = transport.run(
-        ["sh", "-c", _SCRIPT, "sh", nonce, system, str(LOAD_WINDOW_S), tree],
+        ["sh", "-c", _SCRIPT, "sh", nonce, system, str(LOAD_WINDOW_S if load else 0), tree],
         deadline_s=_DEADLINE_S,
     )
     text = done.stdout.decode(errors="replace")

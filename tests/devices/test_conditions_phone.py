@@ -38,7 +38,7 @@ class Phone:
 
 
 @pytest.fixture(params=SHELLS)
-def phone(request: pytest.FixtureRequest, tmp_path: Path) -> Phone:
+def recorded(request: pytest.FixtureRequest, tmp_path: Path) -> Phone:
     return Phone(tmp_path / "a phone", request.param)
 
 
@@ -57,10 +57,10 @@ def test_every_command_is_found_on_the_path(tmp_path: Path) -> None:
     assert done.stdout == f"{SERIAL}\n"
 
 
-def test_nobody_can_mistake_it_for_a_phone(phone: Phone) -> None:
-    assert phone("getprop ro.serialno") == phone("getprop ro.boot.serialno") == SERIAL
-    assert "recorded" in phone("getprop ro.product.model")
-    assert f"[ro.serialno]: [{SERIAL}]" in phone("getprop").splitlines()
+def test_nobody_can_mistake_it_for_a_phone(recorded: Phone) -> None:
+    assert recorded("getprop ro.serialno") == recorded("getprop ro.boot.serialno") == SERIAL
+    assert "recorded" in recorded("getprop ro.product.model")
+    assert f"[ro.serialno]: [{SERIAL}]" in recorded("getprop").splitlines()
 
 
 def test_a_second_phone_has_its_own_serial_and_state(tmp_path: Path) -> None:
@@ -71,68 +71,70 @@ def test_a_second_phone_has_its_own_serial_and_state(tmp_path: Path) -> None:
     assert two("settings get global airplane_mode_on") == "0"
 
 
-def test_an_unknown_property_is_empty_or_the_default(phone: Phone) -> None:
-    assert phone("getprop no.such") == ""
-    assert phone("getprop no.such other") == "other"
+def test_an_unknown_property_is_empty_or_the_default(recorded: Phone) -> None:
+    assert recorded("getprop no.such") == ""
+    assert recorded("getprop no.such other") == "other"
 
 
-def test_a_setting_is_kept_and_can_be_deleted(phone: Phone) -> None:
-    assert phone("settings get global no_such") == "null"
-    phone("settings put global no_such 7")
-    assert phone("settings get global no_such") == "7"
-    assert "no_such=7" in phone("settings list global").splitlines()
-    assert phone("settings delete global no_such") == "Deleted 1 rows"
-    assert phone("settings get global no_such") == "null"
-    phone("settings put global airplane_mode_on 1")
-    assert phone("settings get global airplane_mode_on") == "1"
+def test_a_setting_is_kept_and_can_be_deleted(recorded: Phone) -> None:
+    assert recorded("settings get global no_such") == "null"
+    recorded("settings put global no_such 7")
+    assert recorded("settings get global no_such") == "7"
+    assert "no_such=7" in recorded("settings list global").splitlines()
+    assert recorded("settings delete global no_such") == "Deleted 1 rows"
+    assert recorded("settings get global no_such") == "null"
+    recorded("settings put global airplane_mode_on 1")
+    assert recorded("settings get global airplane_mode_on") == "1"
 
 
-def test_the_battery_can_be_faked_and_reset(phone: Phone) -> None:
-    before = phone("dumpsys battery")
-    phone("dumpsys battery unplug")
-    phone("dumpsys battery set level 7")
-    faked = phone("dumpsys battery")
+def test_the_battery_can_be_faked_and_reset(recorded: Phone) -> None:
+    before = recorded("dumpsys battery")
+    recorded("dumpsys battery unplug")
+    recorded("dumpsys battery set level 7")
+    faked = recorded("dumpsys battery")
     assert "UPDATES STOPPED" in faked
     assert "  level: 7\n" in faked
     assert "  USB powered: false\n" in faked
-    phone("dumpsys battery reset")
-    assert phone("dumpsys battery") == before
+    recorded("dumpsys battery reset")
+    assert recorded("dumpsys battery") == before
 
 
-def test_the_thermal_status_can_be_overridden_and_reset(phone: Phone) -> None:
-    before = phone("dumpsys thermalservice")
-    phone("cmd thermalservice override-status 3")
-    overridden = phone("dumpsys thermalservice")
+def test_the_thermal_status_can_be_overridden_and_reset(recorded: Phone) -> None:
+    before = recorded("dumpsys thermalservice")
+    recorded("cmd thermalservice override-status 3")
+    overridden = recorded("dumpsys thermalservice")
     assert "IsStatusOverride: true\n" in overridden
     assert "\nThermal Status: 3\n" in overridden
-    phone("cmd thermalservice reset")
-    assert phone("dumpsys thermalservice") == before
+    recorded("cmd thermalservice reset")
+    assert recorded("dumpsys thermalservice") == before
 
 
-def test_a_sensor_shows_what_a_test_writes(phone: Phone) -> None:
-    (phone.state / "temperature.VIRTUAL-SKIN").write_text("48.5\n")
-    shown = phone("dumpsys thermalservice")
+def test_a_sensor_shows_what_a_test_writes(recorded: Phone) -> None:
+    (recorded.state / "temperature.VIRTUAL-SKIN").write_text("48.5\n")
+    shown = recorded("dumpsys thermalservice")
     assert shown.count("{mValue=48.5, mType=3, mName=VIRTUAL-SKIN, mStatus=0}") == 2
     assert "{mValue=24.83324, mType=-1, mName=VIRTUAL-SKIN-CHARGE, mStatus=0}" in shown
 
 
-def test_the_screen_sleeps_and_wakes(phone: Phone) -> None:
-    assert "  mWakefulness=Awake\n" in phone("dumpsys power")
-    phone("input keyevent KEYCODE_SLEEP")
-    assert "  mWakefulness=Asleep\n" in phone("dumpsys power")
-    phone("input keyevent 224")
-    assert "  mWakefulness=Awake\n" in phone("dumpsys power")
+def test_the_screen_sleeps_and_wakes(recorded: Phone) -> None:
+    assert "  mWakefulness=Awake\n" in recorded("dumpsys power")
+    recorded("input keyevent KEYCODE_SLEEP")
+    assert "  mWakefulness=Asleep\n" in recorded("dumpsys power")
+    recorded("input keyevent 224")
+    assert "  mWakefulness=Awake\n" in recorded("dumpsys power")
 
 
-def test_airplane_mode_is_one_state_by_both_names(phone: Phone) -> None:
-    phone("cmd connectivity airplane-mode enable")
-    assert phone("settings get global airplane_mode_on") == "1"
-    phone("settings put global airplane_mode_on 0")
-    assert phone("cmd connectivity airplane-mode") == "disabled"
+def test_airplane_mode_is_one_state_by_both_names(recorded: Phone) -> None:
+    recorded("cmd connectivity airplane-mode enable")
+    assert recorded("settings get global airplane_mode_on") == "1"
+    recorded("settings put global airplane_mode_on 0")
+    assert recorded("cmd connectivity airplane-mode") == "disabled"
 
 
-def test_a_command_can_be_made_to_fail(phone: Phone) -> None:
-    (phone.state / "broken.cmd.power").write_text("Failed to set FIXED_PERFORMANCE mode\n")
-    said = phone("cmd power set-fixed-performance-mode-enabled true", check=False)
+def test_a_command_can_be_made_to_fail(recorded: Phone) -> None:
+    (recorded.state / "broken.cmd.power").write_text("Failed to set FIXED_PERFORMANCE mode\n")
+    said = recorded("cmd power set-fixed-performance-mode-enabled true", check=False)
     assert said == "Failed to set FIXED_PERFORMANCE mode"
-    assert phone("cmd no-such-service", check=False) == "cmd: Can't find service: no-such-service"
+    assert (
+        recorded("cmd no-such-service", check=False) == "cmd: Can't find service: no-such-service"
+    )

@@ -1,0 +1,76 @@
+"""What pinning changes on a device, and the way back."""
+
+from __future__ import annotations
+
+from devices.conditions.gates import Gates
+from devices.conditions.journal import Change
+from devices.conditions.linux import Policy
+from devices.conditions.preflight import pinned_governor, policies_of
+from devices.conditions.readings import Readings
+from profiles.records import Condition
+
+# Bits for mains, USB and wireless. Source: AOSP, Settings.Global.STAY_ON_WHILE_PLUGGED_IN.
+_STAY_ON = "7"
+
+Changes = tuple[list[Change], list[Change]]
+
+
+def changes(
+    readings: Readings, system: str, gates: Gates, condition: Condition, tree: str = ""
+) -> Changes:
+    """What to set, and what to set to undo it, in this order.
+
+    Args:
+        readings: the device as it is, judged ready.
+        system: ``linux`` or ``android``.
+        gates: what the device's profile and the visit ask for.
+        condition: which cores.
+        tree: see :func:`devices.conditions.readings.read`.
+    """
+    if system == "android":
+        return _phone(readings, gates)
+    forward: list[Change] = []
+    back: list[Change] = []
+    for policy in policies_of(readings, condition):
+        there, again = _clock(policy, gates, tree)
+        forward += there
+        back += again
+    return forward, back
+
+
+def _clock(policy: Policy, gates: Gates, tree: str) -> Changes:
+    """The upper bound is lifted first: a lower bound above it would not be taken."""
+    khz = min(gates.pinned_khz or policy.highest_khz, policy.highest_khz)
+
+    def bounds(low: int, high: int) -> list[Change]:
+        return [
+            Change("file", f"{tree}{policy.path}/scaling_{name}_freq", str(value))
+            for name, value in (("max", policy.highest_khz), ("min", low), ("max", high))
+        ]
+
+    def governor(name: str) -> Change:
+        return Change("file", f"{tree}{policy.path}/scaling_governor", name)
+
+    forward = [governor(pinned_governor(gates)), *bounds(khz, khz)]
+    return forward, [*bounds(policy.min_khz, policy.max_khz), governor(policy.governor)]
+
+
+def _phone(readings: Readings, gates: Gates) -> Changes:
+    """Fixed performance mode cannot be asked for: a phone that nobody pinned has it off.
+
+    *Source:* AOSP, ``PowerManagerShellCommand.java``: there is a command to set it and none to get
+    it; it is off after a start and no user interface sets it.
+    """
+    forward = [Change("fixed", "", "true")]
+    back = [Change("fixed", "", "false")]
+    stay_on = readings.settings.get("stay_on_while_plugged_in")
+    if gates.screen == "on" and stay_on is not None:
+        forward.append(Change("setting", "stay_on_while_plugged_in", _STAY_ON))
+        back.append(Change("setting", "stay_on_while_plugged_in", stay_on))
+    if gates.screen is not None and readings.screen_on is not None:
+        forward.append(Change("screen", "", gates.screen))
+        back.append(Change("screen", "", "on" if readings.screen_on else "off"))
+    if gates.airplane is not None and readings.airplane is not None:
+        forward.append(Change("airplane", "", str(int(gates.airplane))))
+        back.append(Change("airplane", "", str(int(readings.airplane))))
+    return forward, back
