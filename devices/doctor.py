@@ -57,7 +57,7 @@ def examine(device: Device) -> Report:
     try:
         with visit(device, purpose="doctor") as session:
             for check in _look(session):
-                checks.append(check)  # noqa: PERF402 - what was found before a failure is kept
+                checks.append(check)
     except DeviceError as error:
         checks.append(Check("visit" if checks else "connection", False, error.message, error.hint))
     return Report(device.id, tuple(checks))

@@ -21,7 +21,7 @@ _DEADLINE_S = 30.0
 
 # Note the process id that the agent is going to have, and become the agent.
 _START = """
-mkdir -p "$1" && echo "$$ $2" > "$1/agent.pid" && : > "$1/alive" || exit 1
+mkdir -p "$1" && echo "$$ $2" > "$1/agent.pid" && echo $$ > "$1/alive" || exit 1
 shift 2
 exec "$@"
 """

@@ -14,16 +14,22 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from devices.agent.agent import PLAN_FORMAT
+from devices.conditions.journal import PATIENCE_S
+from devices.conditions.preflight import StateSink, settle
+from devices.conditions.visit import applied
 from devices.inventory import Device
+from devices.lab import DeviceState
 from devices.launch import Agents
 from devices.lease import Lease
 from devices.push import RemoteStore
 from devices.recorder import RunRecorder
 from devices.transport.base import Transport
-from profiles.errors import AgentError, ConnectionLost
+from profiles.errors import AgentError, ConnectionLost, DeviceError, NotReady
 from profiles.records import Condition, Io, Plan
 
-PROBE_DEADLINE_S = 120.0
+_RUNTIMES_DEADLINE_S = 120.0
+_PROBE_DEADLINE_S = 5.0
+_PATIENCE_BEYOND_S = 300
 SLICE_ITERATIONS = 50
 BLOCK_SLICE_ITERATIONS = 20
 SETTLE_ITERATIONS = 5
@@ -53,6 +59,7 @@ class Session:
         connect: opens a connection, makes sure that it is the device that is held, and returns
             what it says of itself.
         lease: under which it is held.
+        note: tells the lab what the device is up to.
     """
 
     def __init__(
@@ -60,10 +67,12 @@ class Session:
         device: Device,
         connect: Callable[[], tuple[Transport, dict[str, Any]]],
         lease: Lease,
+        note: Callable[[DeviceState, str], None],
     ) -> None:
         self.device = device
         self.lease = lease
         self._connect = connect
+        self._note = note
         self._open()
 
     def _open(self) -> None:
@@ -83,10 +92,71 @@ class Session:
 
     @contextmanager
     def under(
-        self, condition: Condition, on_state: Callable[[str, str], None]
+        self, condition: Condition, on_state: StateSink, *, deadline_s: int
     ) -> Iterator[Mapping[str, Any]]:
-        """Bring the device under a condition, and back."""
-        yield {}
+        """Bring the device under a condition, and back in every way out.
+
+        Args:
+            condition: its cores and mode are looked at.
+            on_state: told while the device is waited for, and why.
+            deadline_s: of one run; while one lasts, nothing is put back.
+
+        Yields:
+            The device's state, for the record of each run.
+
+        Raises:
+            NotReady: what must hold does not; every reason is said.
+        """
+        if self.device.is_scripted:
+            yield {}
+            return
+        with applied(
+            self.transport,
+            self.device.folder,
+            self.facts,
+            self.device.all_gates(),
+            condition,
+            on_state=self._telling(on_state),
+            again=self._living,
+            patience_s=max(PATIENCE_S, deadline_s + _PATIENCE_BEYOND_S),
+        ) as found:
+            self._note(DeviceState.READY, "")
+            yield found.environment()
+
+    def cool(self, condition: Condition, on_state: StateSink) -> None:
+        """Wait before a run until the device is within the gates that pass with time.
+
+        Raises:
+            NotReady: if it does not come within them in time.
+        """
+        gates = self.device.all_gates()
+        if self.device.is_scripted or not gates.pass_with_time:
+            return
+        system = str(self.facts.get("system", "linux"))
+        told = self._telling(on_state)
+        found = settle(self.transport, system, gates, condition, on_state=told)
+        if found.refusals:
+            raise NotReady(
+                [str(refusal) for refusal in found.refusals],
+                [refusal.advice for refusal in found.refusals],
+            )
+        self._note(DeviceState.READY, "")
+
+    def _telling(self, on_state: StateSink) -> StateSink:
+        def tell(state: str, why: str) -> None:
+            self._note(DeviceState(state), why)
+            on_state(state, why)
+
+        return tell
+
+    def _living(self) -> Transport:
+        """The connection, or a new one where it is lost."""
+        try:
+            self.transport.probe(deadline_s=_PROBE_DEADLINE_S)
+        except DeviceError:
+            self.transport.close()
+            self._open()
+        return self.transport
 
     def probe(self, runtimes: Sequence[str]) -> dict[str, Mapping[str, Any]]:
         """For each of these runtimes: ``version`` and ``delegates``, or ``missing`` and ``hint``.
@@ -104,7 +174,7 @@ class Session:
 
     def _ask(self, agent: str, runtimes: Sequence[str]) -> dict[str, Mapping[str, Any]]:
         command, words = self._agents.probe(agent, runtimes)
-        done = self.transport.run([*command, "--probe", *words], deadline_s=PROBE_DEADLINE_S)
+        done = self.transport.run([*command, "--probe", *words], deadline_s=_RUNTIMES_DEADLINE_S)
         if done.exit_code != 0:
             raise AgentError(
                 f"{command[0]} cannot run the agent: {done.complaint()}", self._agents.advice(agent)
@@ -116,7 +186,7 @@ class Session:
             said = done.stdout[:120].decode(errors="replace")
             raise AgentError(
                 f"{command[0]} does not answer as the agent does: {said!r}",
-                "do logins on this device print something?",
+                f"{self._agents.advice(agent)}; its logins must print nothing",
             ) from error
 
     def run(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
+from devices.conditions.journal import restore
 from devices.facts import look
 from devices.inventory import Device
 from devices.lab import DeviceState, Lab
@@ -52,6 +54,7 @@ def visit(
             session = _meet(device, lab, held)
             try:
                 clear_leftovers(session.transport, device.folder)
+                restore(session.transport, device.folder)
                 held.cleaned()
                 lab.set_state(serial, DeviceState.READY)
                 yield session
@@ -136,7 +139,7 @@ def _meet(device: Device, lab: Lab, held: Lease) -> Session:
         return transport, facts
 
     try:
-        return Session(device, connect, held)
+        return Session(device, connect, held, partial(lab.set_state, held.serial))
     except DeviceUnreachable as error:
         _note_absence(device, lab, error)
         raise

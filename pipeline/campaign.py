@@ -202,7 +202,9 @@ class _Campaign:
     def _measure_group(self, session: Session, trials: Sequence[Trial]) -> None:
         complete = {t.key: sum(run.complete for run in t.runs) for t in trials}
         numbers = {t.key: len(t.runs) for t in trials}
-        with session.under(trials[0].condition, self.tell) as readings:
+        deadline_s = self._settings.deadline_seconds
+        condition = trials[0].condition
+        with session.under(condition, self.tell, deadline_s=deadline_s) as readings:
             for round_ in range(self._plan.runs):
                 left = [t for t in trials if t.key not in self._failed]
                 due = [t for t in left if complete[t.key] <= round_]
@@ -212,6 +214,7 @@ class _Campaign:
                         f"measure: {session.device.id} round {round_ + 1}/{self._plan.runs},"
                         f" {self._name(turn)}"
                     )
+                    session.cool(condition, self.tell)
                     try:
                         self._one_process(session, turn, round_, numbers, readings)
                     except AgentError as error:

@@ -30,6 +30,12 @@ class Gates(ProfileGates):
     unplugged: bool = False
     pinned_khz: Khz | None = None
 
+    @property
+    def pass_with_time(self) -> bool:
+        """Whether there is a gate that a device may come within by waiting."""
+        limits = (self.max_temperature_mdegc, self.max_thermal_status, self.max_foreign_load_cores)
+        return any(limit is not None for limit in limits)
+
     @classmethod
     def of(cls, profile: ProfileGates, **more: Any) -> Gates:
         """A profile's gates, with more."""

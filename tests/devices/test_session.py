@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 
 from devices.endpoints.sshd import LoopbackServer
 from devices.inventory import Device
-from devices.session import RunRecorder, Session, visit
+from devices.recorder import RunRecorder
+from devices.session import Session
 from devices.transport.local import LocalTransport
+from devices.visit import serial_of, visit
 from profiles.errors import (
     AgentError,
     AuthenticationError,
@@ -27,6 +29,7 @@ from profiles.errors import (
     DeviceBusy,
     DeviceUnreachable,
     EdgeError,
+    WrongDevice,
 )
 from profiles.records import Condition
 from tests.builders import device, plan
@@ -63,9 +66,21 @@ def agent_pids(folder: Path) -> list[int]:
     return [int(line) for line in (folder / "pids").read_text().split()]
 
 
+class Watched(RunRecorder):
+    """Calls back after each line."""
+
+    def __init__(self, jobs: Sequence[str], after: Callable[[], None]) -> None:
+        super().__init__(jobs)
+        self.after = after
+
+    def line(self, text: str) -> None:
+        super().line(text)
+        self.after()
+
+
 def measure(session: Session, jobs, recorder: RunRecorder | None = None, **options: Any):
     recorder = recorder or RunRecorder([job.id for job in jobs])
-    given_ = {"condition": Condition(), "plan": plan(), "seed": 0, **options}
+    given_ = {"condition": Condition(), "plan": plan(), "seed": 0, "deadline_s": 60, **options}
     session.run("onnxruntime", jobs, recorder=recorder, **given_)
     return recorder
 
@@ -75,7 +90,7 @@ def measure(session: Session, jobs, recorder: RunRecorder | None = None, **optio
 
 def test_a_visit_delivers_raw_samples(board, tiny_model):
     with visit(board) as session:
-        version = session.probe(["onnxruntime"]).runtimes["onnxruntime"]["version"]
+        version = session.probe(["onnxruntime"])["onnxruntime"]["version"]
         recorder = measure(session, [tiny_model.job()])
     recording = recorder.recordings["tiny"]
     assert recorder.done
@@ -104,29 +119,24 @@ def test_several_jobs_share_a_process(board, tiny_model):
 def test_progress_is_told_after_each_line(board, tiny_model):
     counts: list[int] = []
     with visit(board) as session:
-        recorder = RunRecorder(["tiny"])
-        measure(
-            session,
-            [tiny_model.job()],
-            recorder,
-            plan=plan(iterations=120),
-            on_event=lambda: counts.append(len(recorder.recordings["tiny"].samples)),
+        recorder = Watched(
+            ["tiny"], lambda: counts.append(len(recorder.recordings["tiny"].samples))
         )
+        measure(session, [tiny_model.job()], recorder, plan=plan(iterations=120))
     assert counts == sorted(counts)
     assert counts[-1] == 120
 
 
 def test_what_the_device_says_of_itself(tmp_path, tiny_model):
     with visit(device(root=str(tmp_path / "root"))) as session:
-        found = session.probe(["onnxruntime"])
         recorder = measure(session, [tiny_model.job()])
-    assert found.facts["machine"] == os.uname().machine
+        condition = session.condition(Condition(threads=2, core_mask="3"))
+    assert session.facts["machine"] == os.uname().machine
     assert set(recorder.environment) == {"before", "after"}
     assert recorder.environment["before"]["load_1min"] >= 0
-    condition = found.condition(threads=2, core_mask="3")
     assert (condition.threads, condition.core_mask) == (2, "3")
-    assert condition.governor == found.facts["governor"]
-    assert condition.power_source == found.facts["power_source"]
+    assert condition.governor == session.facts["governor"]
+    assert condition.power_source == session.facts["power_source"]
 
 
 def test_the_scripted_device_gives_the_same_answer_every_time(tmp_path, tiny_model):
@@ -156,11 +166,12 @@ def test_a_second_run_sends_nothing_but_its_plan(tmp_path, tiny_model):
 def test_an_agent_that_dies_leaves_what_it_delivered(loopback, tmp_path, tiny_model, end):
     env = {**fake_runtime.install(tmp_path / "fake"), "FAKE_CALL_S": "0.002"}
     python = wrapped_python(tmp_path, env=env)
-    recorder = RunRecorder(["tiny"])
 
     def kill_after_two_slices() -> None:
         if len(recorder.recordings["tiny"].samples) == 100:
             os.kill(agent_pids(tmp_path)[-1], end)
+
+    recorder = Watched(["tiny"], kill_after_two_slices)
 
     with (
         visit(over_ssh(loopback, tmp_path, python=python)) as session,
@@ -171,7 +182,6 @@ def test_an_agent_that_dies_leaves_what_it_delivered(loopback, tmp_path, tiny_mo
             [tiny_model.job()],
             recorder,
             plan=plan(iterations=5000),
-            on_event=kill_after_two_slices,
         )
     recording = recorder.recordings["tiny"]
     assert not recorder.done
@@ -184,11 +194,12 @@ def test_an_agent_that_dies_leaves_what_it_delivered(loopback, tmp_path, tiny_mo
 def test_a_lost_connection_leaves_what_was_delivered_and_no_agent(own_sshd, tmp_path, tiny_model):
     env = {**fake_runtime.install(tmp_path / "fake"), "FAKE_CALL_S": "0.002"}
     python = wrapped_python(tmp_path, env=env)
-    recorder = RunRecorder(["tiny"])
 
     def pull_the_plug() -> None:
         if len(recorder.recordings["tiny"].samples) == 50:
             kill_connections(own_sshd)
+
+    recorder = Watched(["tiny"], pull_the_plug)
 
     with (
         pytest.raises(ConnectionLost) as caught,
@@ -199,7 +210,6 @@ def test_a_lost_connection_leaves_what_was_delivered_and_no_agent(own_sshd, tmp_
             [tiny_model.job()],
             recorder,
             plan=plan(iterations=100_000),
-            on_event=pull_the_plug,
         )
     assert caught.value.device == "board"
     assert len(recorder.recordings["tiny"].samples) >= 50
@@ -213,16 +223,16 @@ def test_a_login_that_greets_is_not_taken_for_a_measurement(tmp_path, tiny_model
     with visit(device(root=str(tmp_path / "root"), python=python)) as session:
         with pytest.raises(AgentError, match="Welcome to the board"):
             measure(session, [tiny_model.job()])
-        with pytest.raises(AgentError, match="Welcome to the board"):
-            session.probe(["onnxruntime"])
+        found = session.probe(["onnxruntime"])["onnxruntime"]
+    assert "Welcome to the board" in found["missing"]
 
 
 @pytest.mark.parametrize("python", ["/nowhere/python3", "true", "false"])
-def test_a_python_that_is_none_is_an_agent_error_with_a_hint(tmp_path, tiny_model, python):
+def test_a_python_that_is_none_is_a_missing_runtime_with_a_hint(tmp_path, tiny_model, python):
     with visit(device(root=str(tmp_path / "root"), python=python)) as session:
-        with pytest.raises(AgentError, match=python) as caught:
-            session.probe(["onnxruntime"])
-        assert "python" in caught.value.hint
+        found = session.probe(["onnxruntime"])["onnxruntime"]
+        assert python in found["missing"]
+        assert "python" in found["hint"]
         with pytest.raises(AgentError):
             measure(session, [tiny_model.job()])
 
@@ -230,7 +240,7 @@ def test_a_python_that_is_none_is_an_agent_error_with_a_hint(tmp_path, tiny_mode
 def test_a_missing_runtime_is_found_before_measuring(loopback, tmp_path):
     python = wrapped_python(tmp_path, env=fake_runtime.install_broken(tmp_path / "fake"))
     with visit(over_ssh(loopback, tmp_path, python=python)) as session:
-        found = session.probe(["onnxruntime"]).runtimes["onnxruntime"]
+        found = session.probe(["onnxruntime"])["onnxruntime"]
     assert "libgomp" in found["missing"]
     assert "pip install onnxruntime" in found["hint"]
 
@@ -361,16 +371,16 @@ HOLDER = """
 import sys, time
 from devices.lab import Lab
 from devices.lease import lease
-with lease(Lab(), f"id:{sys.argv[1]}", sys.argv[1], "a test"):
+with lease(Lab(), sys.argv[1], "board", "a test"):
     print("held", flush=True)
     time.sleep(float(sys.argv[2]))
 """
 
 
 @contextlib.contextmanager
-def held_by_another_process(device_id: str, seconds: float = 60) -> Iterator[subprocess.Popen]:
+def held_by_another_process(serial: str, seconds: float = 60) -> Iterator[subprocess.Popen]:
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, device_id, str(seconds)], stdout=subprocess.PIPE
+        [sys.executable, "-c", HOLDER, serial, str(seconds)], stdout=subprocess.PIPE
     )
     with process:
         assert process.stdout.readline() == b"held\n"
@@ -380,8 +390,8 @@ def held_by_another_process(device_id: str, seconds: float = 60) -> Iterator[sub
 
 def test_a_device_has_one_holder_and_is_free_when_it_is_killed(tmp_path):
     board = device(root=str(tmp_path / "root"))
-    with held_by_another_process("board") as process:
-        with pytest.raises(DeviceBusy, match=f"process {process.pid}") as caught, visit(board):
+    with held_by_another_process(serial_of(board)) as process:
+        with pytest.raises(DeviceBusy, match=str(process.pid)) as caught, visit(board):
             pytest.fail("two visitors at once")
         assert caught.value.device == "board"
         assert not caught.value.retryable
@@ -392,11 +402,24 @@ def test_a_device_has_one_holder_and_is_free_when_it_is_killed(tmp_path):
 
 
 def test_waiting_for_a_device_to_be_free(tmp_path):
-    with (
-        held_by_another_process("board", seconds=0.5),
-        visit(device(root=str(tmp_path / "root")), wait_s=30),
-    ):
+    board = device(root=str(tmp_path / "root"))
+    with held_by_another_process(serial_of(board), seconds=0.5), visit(board, wait_s=30):
         pass
+
+
+def test_two_names_of_one_board_are_one_device(tmp_path):
+    """The lease goes by the hardware: whoever calls it something else still has to wait."""
+    one, other = device(root=str(tmp_path / "a")), device(id="alias", root=str(tmp_path / "b"))
+    with visit(one), pytest.raises(DeviceBusy, match=str(os.getpid())), visit(other):
+        pass
+
+
+def test_another_board_at_the_address_is_refused(tmp_path):
+    board = device(root=str(tmp_path / "root"), serial="some-other-board")
+    refusal = r"board: .* where some-other-board was"
+    with pytest.raises(WrongDevice, match=refusal) as caught, visit(board):
+        pass
+    assert f"serial: {serial_of(device())}" in caught.value.hint
 
 
 def test_other_devices_are_not_affected(tmp_path):
@@ -442,7 +465,8 @@ def test_connecting_is_tried_again(tmp_path, monkeypatch):
     line = Line(monkeypatch, [DeviceUnreachable("no"), DeviceUnreachable("still no")])
     with visit(device(root=str(tmp_path / "root"))) as session:
         assert session.transport.run(["true"], deadline_s=10).exit_code == 0
-    assert (line.attempts, line.open) == (3, 0)
+    # One more, after the device has said who it is, to hold it.
+    assert (line.attempts, line.open) == (4, 0)
 
 
 def test_an_unreachable_device_is_named(tmp_path, monkeypatch):
@@ -475,8 +499,9 @@ def test_the_connection_is_closed_on_any_way_out(tmp_path, monkeypatch, end):
 def test_the_connection_is_closed_if_the_agent_cannot_be_put_there(tmp_path, monkeypatch):
     line = Line(monkeypatch, [])
     (tmp_path / "in-the-way").touch()
-    with pytest.raises(EdgeError), visit(device(root=str(tmp_path / "in-the-way"))):
-        pass
+    board = device(root=str(tmp_path / "in-the-way"))
+    with pytest.raises(EdgeError), visit(board) as session:
+        session.probe(["onnxruntime"])
     assert line.open == 0
 
 
