@@ -62,8 +62,7 @@ def stock(
         print_json({"device": chosen.id, "emulated": chosen.is_emulated, "stored": False} | figures)
         return
     where = f"{chosen.id} (emulated)" if chosen.is_emulated else chosen.id
-    title = f"{model.name} on {where}: what {result.tool} says"
-    print_table(title, ["", ">figure"], _rows(result))
+    print_table("", [model.name, f">{result.tool} on {where} says"], _rows(result))
     for note in result.notes:
         complain(f"note: {note}")
     complain("these are the tool's own figures, of one run; they were not stored")
