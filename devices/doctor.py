@@ -106,9 +106,18 @@ def _runtimes(session: Session) -> Iterator[Check]:
     for name, found in session.probe(session.device.details().runtimes).items():
         agent = session.device.agent_for(name)
         if "missing" in found:
-            yield Check(name, False, found["missing"], f"there: {found['hint']}")
+            yield Check(name, False, found["missing"], _remedy(session.device, found["hint"]))
         else:
             yield Check(name, True, f"{found['version']} ({agent} agent)")
+
+
+def _remedy(device: Device, hint: str) -> str:
+    """A hint that is an installation with pip, as the command to type here."""
+    command, _, rest = hint.partition(",")
+    if not command.startswith("pip install") or device.interpreter is None:
+        return hint
+    typed = device.typed(f"{device.interpreter} -m {command}")
+    return f"{typed},{rest}" if rest else typed
 
 
 def _conditions(session: Session) -> Iterator[Check]:

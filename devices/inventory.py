@@ -26,6 +26,7 @@ is measured by the native agent; every other by the Python agent, with the devic
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -187,6 +188,17 @@ class Device(Config):
         agent = self.agent_for(runtime)
         program = file_sha256(self.libraries[runtime]) if agent == "native" else self.interpreter
         return digest([serial, self.transport_name, self.is_emulated, agent, program])
+
+    def typed(self, command: str) -> str:
+        """What a person types here to run a command line on the device."""
+        parts = urlsplit(self.address)
+        if parts.scheme == "ssh":
+            user = f"{parts.username}@" if parts.username else ""
+            port = f" -p {parts.port}" if parts.port else ""
+            return f"ssh{port} {user}{parts.hostname} {shlex.quote(command)}"
+        if parts.scheme == "adb":
+            return f"adb -s {parts.path} shell {shlex.quote(command)}"
+        return command
 
     def connect(self) -> Transport:
         """Open a connection.

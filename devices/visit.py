@@ -102,7 +102,10 @@ def sign_of_life(device: Device, lab: Lab) -> float | None:
     except DeviceError as error:
         _note_absence(device, lab, error)
         return None
-    lab.remember(device.id, _serial(device, facts), facts)
+    serial = _serial(device, facts)
+    lab.remember(device.id, serial, facts)
+    if lab.state_of(serial) is DeviceState.PREPARING:
+        lab.set_state(serial, DeviceState.READY)
     return taken_s
 
 
