@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from profiles.catalog import Cluster, DeviceProfile
+from profiles.catalog import Cluster, DeviceProfile, Meter
 
 _GIB = 1 << 30
 #: Firmware, graphics and the kernel keep some of the memory that is sold; a Raspberry Pi 4 of 1 GiB
@@ -25,13 +25,8 @@ def disagreements(profile: DeviceProfile, facts: Mapping[str, Any]) -> list[str]
         for what, expected, told, agree in _comparisons(profile, facts)
         if not agree
     ]
-    shown = [(meter["kind"], meter["name"]) for meter in facts.get("meters", [])]
-    found += [
-        f"the profile names the meter {' or '.join(meter.names)} ({meter.kind}), "
-        "which the device does not show to this login"
-        for meter in profile.meters
-        if not any(meter.fits(kind, name) for kind, name in shown)
-    ]
+    for meter in profile.meters:
+        found += _meter(meter, facts.get("meters", []))
     return found
 
 
@@ -58,6 +53,17 @@ def _comparisons(
         sizes = " or ".join(str(size) for size in profile.memory_gib)
         told.append(("memory", f"{sizes} GiB", f"{gib:.1f} GiB", agree))
     return told
+
+
+def _meter(meter: Meter, shown: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the device lacks of a meter; the sentence says what cannot be measured without it."""
+    name = f"the meter {' or '.join(meter.names)} ({meter.kind})"
+    fitting = [other for other in shown if meter.fits(other["kind"], other["name"])]
+    if not fitting:
+        return [f"the device does not show {name} to this login; it tells: {meter.covers}"]
+    rails = {rail for other in fitting for rail in other.get("rails", [])}
+    missing = [rail for rail in meter.rails if rail not in rails]
+    return [f"{name} has no rail {', '.join(missing)}"] if missing else []
 
 
 def _clusters(

@@ -33,21 +33,16 @@ list() {
     if [ -e "$f" ]; then echo " ${f#"$r"}"; fi
   done
 }
+# Whole files.  Device trees separate words by NUL, which goes on as it is: not every toybox has tr.
 whole() {
   for f; do
     if [ -r "$f" ]; then section "${f#"$r"}"; cat "$f" 2>/dev/null; echo; fi
   done
 }
-strings() {
-  for f; do
-    if [ -r "$f" ]; then section "${f#"$r"}"; tr '\000' '\n' < "$f" 2>/dev/null; echo; fi
-  done
-}
 {
 section uname; uname -s -r -m
-whole "$r/proc/cpuinfo" "$r/proc/meminfo" "$r/etc/os-release"
-strings "$r/proc/device-tree/model" "$r/proc/device-tree/compatible" \
-  "$r/proc/device-tree/serial-number"
+whole "$r/proc/cpuinfo" "$r/proc/meminfo" "$r/etc/os-release" "$r/proc/device-tree/model" \
+  "$r/proc/device-tree/compatible" "$r/proc/device-tree/serial-number"
 show "$r/etc/machine-id" "$r/sys/hypervisor/type" "$r/sys/class/dmi/id/product_uuid" \
   "$r/sys/class/dmi/id/product_name" "$r/sys/class/dmi/id/sys_vendor"
 show "$cpu/online"
