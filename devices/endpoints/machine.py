@@ -69,8 +69,10 @@ def missing() -> str | None:
     if shutil.which(_QEMU) is None:
         return f"no {_QEMU} here (apt-get install qemu-user-static)"
     tried = subprocess.run(
-        ["unshare", "--user", "--map-root-user", "--mount", "--"]
-        + ["mount", "-t", "binfmt_misc", "binfmt_misc", "/proc/sys/fs/binfmt_misc"],
+        [
+            *("unshare", "--user", "--map-root-user", "--mount", "--"),
+            *("mount", "-t", "binfmt_misc", "binfmt_misc", "/proc/sys/fs/binfmt_misc"),
+        ],
         capture_output=True,
         check=False,
     )
@@ -123,8 +125,10 @@ class Machine:
         """
         rule = _RULE.format(qemu=shutil.which(_QEMU))
         process = subprocess.Popen(
-            ["unshare", "--user", "--", "sh", "-c", _AS_ROOT, "sh", _GO_IN, "sh"]
-            + [str(self.rootfs.path), str(self.folder), rule, *argv],
+            [
+                *("unshare", "--user", "--", "sh", "-c", _AS_ROOT, "sh", _GO_IN, "sh"),
+                *(str(self.rootfs.path), str(self.folder), rule, *argv),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,

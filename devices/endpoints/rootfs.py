@@ -134,6 +134,7 @@ def _settle(root: Path) -> None:
     (root / "usr/bin/awk").symlink_to("mawk")
     (root / "etc/hosts").write_text("127.0.0.1 localhost\n")
     (root / "run/sshd").mkdir(parents=True)
+    (root / "etc/edgeloop").mkdir()  # for what each board has of its own
     for folder in _UNREAD:
         shutil.rmtree(root / folder, ignore_errors=True)
 
