@@ -24,6 +24,9 @@ from profiles.config import Config
 
 Evidence = Literal["unverified", "document", "device"]
 
+#: What a profile is of, which needs no source.
+_DEFINITION = {"description", "os", "architecture", "sources"}
+
 Positive = Annotated[int, Field(gt=0)]
 Text = Annotated[str, Field(min_length=1)]
 
@@ -187,10 +190,8 @@ class DeviceProfile(Config):
         Raises:
             KeyError: if this profile does not set it.
         """
+        value = _constants(self)[key]
         source = _source_of(key, self.sources)
-        value = _constants(self).get(key, getattr(self, key, None))
-        if source is None or not value:
-            raise KeyError(key)
         return Sourced(value, source.source, source.evidence)
 
     @model_validator(mode="after")
@@ -232,7 +233,7 @@ class DeviceProfile(Config):
 def _constants(profile: DeviceProfile) -> dict[str, Any]:
     """The values that need a source, by their keys; a list of things is one value."""
     found: dict[str, Any] = {}
-    for name in profile.model_fields_set - {"description", "sources"}:
+    for name in profile.model_fields_set - _DEFINITION:
         value = getattr(profile, name)
         if isinstance(value, Gates):
             found |= {f"{name}.{key}": getattr(value, key) for key in value.model_fields_set}
@@ -249,7 +250,7 @@ def _covered(key: str, groups: list[str]) -> bool:
     return any(_within(key, group) for group in groups)
 
 
-def _source_of(key: str, sources: tuple[Source, ...]) -> Source | None:
+def _source_of(key: str, sources: tuple[Source, ...]) -> Source:
     """The source that names the key most closely."""
     fitting = [(group, source) for source in sources for group in source.of if _within(key, group)]
-    return max(fitting, key=lambda pair: len(pair[0]))[1] if fitting else None
+    return max(fitting, key=lambda pair: len(pair[0]))[1]

@@ -402,8 +402,8 @@ def test_the_wrong_profile_is_told_in_every_respect():
     )
     for part in ("system android", "model Pixel 7", "soc GS201", "cores 8", "s2mpg12-odpm"):
         assert part in found
-    assert "little cores are Cortex-A55, the device says Cortex-A76" in found
-    assert "highest frequency is 1803000 kHz, the device says 2400000 kHz" in found
+    assert "little cores are Cortex-A55 (unverified), the device says Cortex-A76" in found
+    assert "highest frequency is 1803000 kHz (unverified), the device says 2400000 kHz" in found
     found = disagreements(load_profile("linux-x86_64"), parse(recording("pixel-7"), NONCE))
     assert [text.split(",")[0] for text in found] == [
         "the profile says system linux",
