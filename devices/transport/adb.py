@@ -20,7 +20,15 @@ from pathlib import Path
 
 from devices.transport import adb_wire
 from devices.transport.adb_wire import Conversation, Refused, Server
-from devices.transport.base import Completed, LineSink, LineSplitter, echo, quote, written_aside
+from devices.transport.base import (
+    WRITE_FROM,
+    Completed,
+    LineSink,
+    LineSplitter,
+    echo,
+    quote,
+    written_aside,
+)
 from profiles.errors import (
     AuthenticationError,
     ConnectionLost,
@@ -107,14 +115,21 @@ class AdbTransport:
     def push(self, source: Path, target: str, *, deadline_s: float, offset: int = 0) -> None:
         """See :class:`devices.transport.base.Transport`.
 
-        File transfers cannot append, so what follows an offset goes through ``cat``.
+        Through ``cat``: it is as fast as ADB's own file transfer, of which adbd removes what had
+        arrived when the connection breaks, so that nothing could go on where it broke off.
         """
+        path = os.fsdecode(self._absolute(target))
+        command = f"env LC_ALL=C cat > {quote([path])}"
+        if offset:
+            command = quote(["env", "LC_ALL=C", "sh", "-c", WRITE_FROM, "sh", path, str(offset)])
         with _by(deadline_s, "a copy") as deadline, source.open("rb") as stream:
             if offset:
                 stream.seek(offset)
-                self._append(stream, target, deadline)
-            else:
-                self._send(stream, target, deadline)
+            stderr, code = self._shell(command, deadline, lambda _: None, stream)
+        if code != 0:
+            complaint = Completed(b"", stderr, code).complaint()
+            kind = DeviceFull if b"No space left" in stderr else DeviceError
+            raise kind(f"{target} cannot be written: {complaint}")
 
     def pull(self, source: str, target: Path, *, deadline_s: float) -> None:
         """See :class:`devices.transport.base.Transport`."""
@@ -135,26 +150,6 @@ class AdbTransport:
 
     def close(self) -> None:
         """Nothing is held open between calls."""
-
-    def _send(self, stream: io.BufferedReader, target: str, deadline: float) -> None:
-        path = self._absolute(target)
-        with self._open("sync:", deadline) as talk:
-            # adbd would make a missing folder, where a mistaken path ought to be noticed.
-            folder = posixpath.dirname(path)
-            if not adb_wire.is_folder(talk, folder):
-                raise DeviceError(f"{target} cannot be written: {folder.decode()} is no folder")
-            try:
-                adb_wire.send_file(talk, stream, path)
-            except Refused as error:
-                raise _unwritten(target, str(error)) from error
-
-    def _append(self, stream: io.BufferedReader, target: str, deadline: float) -> None:
-        path = os.fsdecode(self._absolute(target))
-        stderr, code = self._shell(
-            f"env LC_ALL=C cat >> {quote([path])}", deadline, lambda _: None, stream
-        )
-        if code != 0:
-            raise _unwritten(target, Completed(b"", stderr, code).complaint())
 
     def _absolute(self, path: str) -> bytes:
         return adb_wire.encode(posixpath.join(self.home, path))
@@ -283,11 +278,6 @@ def _by(deadline_s: float, what: str) -> Iterator[float]:
         raise DeadlineExceeded(f"{what} did not end within {deadline_s:g} s") from None
     except Refused as error:
         raise ConnectionLost(f"the adb server has lost the device: {error}") from error
-
-
-def _unwritten(target: str, reason: str) -> DeviceError:
-    kind = DeviceFull if "No space left" in reason else DeviceError
-    return kind(f"{target} cannot be written: {reason}")
 
 
 def _unreachable(serial: str, reason: str) -> DeviceError:

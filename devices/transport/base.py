@@ -15,6 +15,17 @@ from profiles.errors import ConnectionLost
 
 LineSink = Callable[[str], None]
 
+WRITE_FROM = """
+exec 3<> "$1" || exit 1
+dd bs=1 seek="$2" count=0 conv=notrunc < /dev/null >&3 2> /dev/null || exit 1
+exec cat >&3
+"""
+"""Shell script: standard input goes into file ``$1`` from byte ``$2`` on.
+
+Not appending: a writer whose connection is half dead may still hold the file, and two that write
+the same bytes to the same places do each other no harm.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Completed:
