@@ -4,8 +4,8 @@ A file's name on the device is the sha256 of its bytes, and it gets that name on
 itself has hashed what arrived.  So a file that is there is whole, and is never sent again.
 
 A push that breaks off leaves its part in ``incoming``, and the next one goes on from there.  Every
-push from the start has a file of its own there, so no host ever shortens what another is sending;
-two that go on with the same part write the same bytes to the same places.
+push has a file of its own there: one that goes on takes the part over by a rename.  Where the
+former owner still lives and writes, both write the same bytes to the same places.
 """
 
 from __future__ import annotations
@@ -125,9 +125,8 @@ class RemoteStore:
         """Go on with a part of the file, or start; if the device then has other bytes, start."""
         size = path.stat().st_size
         arrived = "nothing"
-        if partial is None or partial[0] > size:
-            partial = self._fresh(name)
-        for offset, aside in (partial, self._fresh(name)):
+        begun = self._claim(name, partial) if partial and partial[0] <= size else None
+        for offset, aside in (begun or _fresh(name), _fresh(name)):
             if self._push(path, aside, name, offset):
                 return
             done = self._hashed(push_scripts.ADOPT, aside, name, size)
@@ -152,9 +151,12 @@ class RemoteStore:
             "is the device's memory or storage, or the link to it, damaged?",
         )
 
-    def _fresh(self, name: str) -> tuple[int, str]:
-        """Nothing yet, in a file that nobody else writes to."""
-        return 0, f"{name}.{secrets.token_hex(4)}"
+    def _claim(self, name: str, partial: tuple[int, str]) -> tuple[int, str] | None:
+        """Take over what an earlier push has left, unless another host has been quicker."""
+        offset, theirs = partial
+        _, ours = _fresh(name)
+        done = self._run(push_scripts.CLAIM, theirs, ours)
+        return (offset, ours) if done.exit_code == 0 else None
 
     def _push(self, path: Path, aside: str, name: str, offset: int) -> bool:
         """Send a file from ``offset`` on; on a full disk make room, once.
@@ -168,7 +170,7 @@ class RemoteStore:
         except DeviceFull as error:
             full = error
         self._remove([f"incoming/{aside}"])
-        if self._evict(size):
+        if self._evict(size, self._idle(*self._list())):
             try:
                 return self._push_and_hash(path, aside, name, 0)
             except DeviceFull as error:
@@ -206,27 +208,30 @@ class RemoteStore:
             return
         files, used = self._list()
         excess = sum(files.values()) + more_bytes - self._limit_bytes
-        if excess > 0 and self._evict(excess, (files, used)) < excess:
+        idle = self._idle(files, used)
+        if sum(idle.values()) < excess:
             raise DeviceFull(
                 f"{more_bytes} bytes more would pass the store's limit of {self._limit_bytes}, "
-                "and what is there is in use",
-                "allow it more, or measure fewer files at a time",
+                f"and only {sum(idle.values())} there are in nobody's use",
+                "raise the limit, or measure fewer files at a time",
             )
+        self._evict(excess, idle)
 
-    def _evict(
-        self, bytes_: int, listing: tuple[dict[str, int], Collection[str]] | None = None
-    ) -> int:
-        """Remove the least recently used files until ``bytes_`` are free; how many became so."""
-        files, used = listing or self._list()
+    def _evict(self, bytes_: int, idle: dict[str, int]) -> bool:
+        """Remove the first of these files until ``bytes_`` are free; whether any was removed."""
         freed, gone = 0, []
-        for name, size in files.items():
+        for name, size in idle.items():
             if freed >= bytes_:
                 break
-            if name not in used and name not in self._in_use:
-                gone.append(name)
-                freed += size
-        self._remove([f"store/{name}" for name in gone])
-        return freed
+            gone.append(f"store/{name}")
+            freed += size
+        self._remove(gone)
+        return bool(gone)
+
+    def _idle(self, files: dict[str, int], used: Collection[str]) -> dict[str, int]:
+        """Those that nobody uses, in their order."""
+        busy = self._in_use.union(used)
+        return {name: size for name, size in files.items() if name not in busy}
 
     def _list(self) -> tuple[dict[str, int], set[str]]:
         """All files with their sizes, the least recently used first; and those in use there."""
@@ -251,6 +256,11 @@ class RemoteStore:
     def _unusable(self, done: Completed) -> DeviceError:
         kind = DeviceFull if b"No space left" in done.stderr else DeviceError
         return kind(f"the folder {self._root} cannot be used: {done.complaint()}")
+
+
+def _fresh(name: str) -> tuple[int, str]:
+    """Nothing yet, in a file that nobody else writes to."""
+    return 0, f"{name}.{secrets.token_hex(4)}"
 
 
 def _deadline_s(size: int) -> float:

@@ -28,9 +28,9 @@ for any in *; do
 done
 cd ../store || exit 1
 echo stored
-ls -ln "$@" 2> /dev/null
+there=$(ls -ln "$@" 2> /dev/null)
 whole=$?
-touch -c "$@" 2> /dev/null
+[ -n "$there" ] && echo "$there" && touch -c "$@" 2> /dev/null
 [ "$whole" -eq 0 ] && exit 0
 set -- $(du -sk .)
 echo "used $1"
@@ -41,6 +41,7 @@ LC_ALL=C; export LC_ALL
 cd "$1/incoming" || exit 1
 partial=$2 name=$3 sha256=$4 size=$5
 size_of() { set -- $(ls -ln "$1" 2> /dev/null); echo "$5"; }
+inode_of() { set -- $(ls -in "$1" 2> /dev/null); echo "$1"; }
 adopt() {
   chmod 700 "$partial" 2> /dev/null
   [ "$(size_of "$partial")" = "$size" ] && mv -f "$partial" "../store/$name"
@@ -70,33 +71,42 @@ exit 3
 """
 )
 
-# The same while the bytes still arrive: read on from where the last look ended.  It only ever
-# succeeds or leaves things as they are; without growth for some seconds it gives up.
+# The same while the bytes still arrive: read on from where the last look ended, and look again
+# sooner when little is missing (in units of 1000 bytes, which mksh can calculate with).  It only
+# ever succeeds or leaves things as they are; without growth for some seconds it gives up.
 FOLLOW = (
     _HASH
     + """
+doze() { sleep "0.$1" 2> /dev/null || sleep 1; }
 looks=0
 until [ -f "$partial" ]; do
   looks=$((looks + 1))
   [ "$looks" -gt 250 ] && exit 4
-  sleep 0.02 2> /dev/null || sleep 1
+  doze 02
 done
+inode=$(inode_of "$partial")
 exec 3< "$partial" || exit 4
 if command -v openssl > /dev/null; then hash="openssl dgst -sha256 -r"; else hash=sha256sum; fi
 line=$({
   idle=0 before=
-  while [ "$idle" -lt 250 ]; do
+  while [ "$idle" -lt 150 ]; do
     now=$(size_of "$partial")
     cat <&3
     [ "$now" = "$size" ] || [ -z "$now" ] && break
     if [ "$now" = "$before" ]; then idle=$((idle + 1)); else idle=0; fi
+    here=${now%???} was=${before%???} all=${size%???}
+    if [ $((all - ${here:-0})) -gt $((${here:-0} - ${was:-0})) ]; then doze 04; else doze 01; fi
     before=$now
-    sleep 0.02 2> /dev/null || sleep 1
   done
 } | $hash)
-[ "${line%% *}" = "$sha256" ] && adopt
+[ "${line%% *}" = "$sha256" ] && [ "$(inode_of "$partial")" = "$inode" ] && adopt
 """
 )
+
+# Take a part over under a name of one's own: of several hosts that try, one succeeds.
+CLAIM = """
+cd "$1/incoming" && mv "$2" "$3"
+"""
 
 # All files of the store, the least recently used first; then the names in use by any process
 # that may be looked at: open, mapped into memory, or named on its command line.
