@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,9 +38,13 @@ class RunRecorder:
 
     Args:
         jobs: ids of the jobs in the plan.
+        keep: given each line before it is understood.
     """
 
-    def __init__(self, jobs: Sequence[str]) -> None:
+    def __init__(
+        self, jobs: Sequence[str], keep: Callable[[str], None] = lambda text: None
+    ) -> None:
+        self._keep = keep
         self.recordings = {job: Recording() for job in jobs}
         self.environment: dict[str, Any] = {}
         self.agent = "unknown"
@@ -55,6 +59,7 @@ class RunRecorder:
         Raises:
             AgentError: if it is not one of the agent's events.
         """
+        self._keep(text)
         try:
             event = json.loads(text)
             getattr(self, f"_on_{event['event']}")(event)

@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 
 from devices.inventory import Device
-from devices.recorder import Recording, RunRecorder
+from devices.recorder import RunRecorder
 from devices.session import Job, Session
 from devices.visit import give_up, serial_of, visit
 from pipeline.data import Images
+from pipeline.spool import Spool, make_run
 from pipeline.stage import Workspace
 from profiles.durable import write_whole
 from profiles.errors import AgentError, DeviceError, LeaseLost
 from profiles.recipe import ANY_DELEGATE, Measure
-from profiles.records import Artifact, Condition, Run, Trial
+from profiles.records import Artifact, Condition, Trial
 from profiles.store import trial_key
 
 #: Visits in a row that may break off without one more run before a device is given up.
@@ -115,6 +116,8 @@ class _Campaign:
         self._together = together
         self._subjects = {subject.artifact.sha256: subject for subject in subjects}
         self._plan = settings.plan()
+        self._spool = Spool(workspace.root / "run.spool")
+        self._spool.recover(self._store)
         self.runs = 0
         serial = serial_of(device)
         trials = [
@@ -233,8 +236,10 @@ class _Campaign:
     ) -> None:
         """One agent process; whatever it delivers is stored, also when it or the link breaks."""
         first = trials[0]
-        recorder = RunRecorder([trial.key for trial in trials])
+        recorder = RunRecorder([trial.key for trial in trials], self._spool.line)
         complete = lost = False
+        mine = {trial.key: numbers[trial.key] for trial in trials}
+        self._spool.begin(mine, session.lease.fence, readings)
         try:
             session.run(
                 first.runtime,
@@ -253,10 +258,11 @@ class _Campaign:
             for trial in trials:
                 recording = recorder.recordings[trial.key]
                 if complete or ((recording.warmup or recording.samples) and not lost):
-                    run = _run(numbers[trial.key], complete, recorder, recording, readings)
+                    run = make_run(numbers[trial.key], complete, recorder, recording, readings)
                     self._store.add_run(trial.key, run, fence=session.lease.fence)
                     numbers[trial.key] += 1
                     self.runs += complete
+            self._spool.end()
 
     def _job(self, trial: Trial) -> Job:
         subject = self._subjects[trial.artifact_sha256]
@@ -270,28 +276,3 @@ class _Campaign:
             return f"{len(trials)} blocks in turns"
         artifact = self._subjects[trials[0].artifact_sha256].artifact
         return f"{artifact.variant} {artifact.format}"
-
-
-def _run(
-    number: int,
-    complete: bool,
-    recorder: RunRecorder,
-    recording: Recording,
-    readings: Mapping[str, Any],
-) -> Run:
-    return Run(
-        number=number,
-        complete=complete,
-        warmup_ns=recording.warmup_ns(),
-        samples_ns=recording.samples_ns(),
-        load_ns=recording.load_ns,
-        first_ns=recording.first_ns,
-        peak_bytes=recorder.peak_bytes,
-        environment={
-            **recorder.environment,
-            "preflight": dict(readings),
-            "delegates": list(recording.delegates),
-            "threads": recording.threads,
-            "runtime_version": recorder.version,
-        },
-    )
