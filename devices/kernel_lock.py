@@ -53,6 +53,8 @@ class KernelLock:
         """Let go; a forked child's copy of the lock is none."""
         if self._descriptor in _held:
             _held.discard(self._descriptor)
+            # Said aloud: a child that is being forked just now has a copy of the descriptor.
+            fcntl.fcntl(self._descriptor, fcntl.F_OFD_SETLK, _request(fcntl.F_UNLCK))
             os.close(self._descriptor)
 
 
@@ -84,8 +86,8 @@ def open_shared(path: Path) -> int:
     return descriptor
 
 
-def _request() -> bytes:
-    return struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+def _request(kind: int = fcntl.F_WRLCK) -> bytes:
+    return struct.pack(_FLOCK, kind, os.SEEK_SET, 0, 0, 0)
 
 
 def _names(path: Path, descriptor: int) -> bool:
