@@ -211,6 +211,36 @@ def test_what_was_not_measured_is_refused_with_its_reason(tool, said, reason):
         TOOLS[tool].parse(asked(), ended(said))
 
 
+def of_200_calls(requests: int = 200, total_s: float = 2.0) -> str:
+    return (
+        f"Total inference time cost: {total_s} s\nTotal inference requests: {requests}\n"
+        "Average inference time cost: 10 ms\n"
+    )
+
+
+def test_one_call_of_200_is_not_lost_in_their_mean():
+    perf_test, runner = OnnxRuntimePerfTest(), ExecutorRunner()
+    assert perf_test.parse(asked(), ended(with_rows(of_200_calls(), ["0.01"] * 200))).n == 200
+    with pytest.raises(AgentError, match="contradicts"):
+        perf_test.parse(asked(), ended(with_rows(of_200_calls(), ["0.01"] * 199)))
+    rows = with_rows(of_200_calls(), ["0.01"] * 200).replace(",97,150\n", ",97,151\n")
+    with pytest.raises(AgentError, match="every call"):
+        perf_test.parse(asked(), ended(rows))
+    calls = [f"Iteration {i} of 200: 10.0 ms\n" for i in range(1, 201)]
+    total = "Model executed successfully 200 time(s) in 2000.0 ms.\n"
+    assert runner.parse(asked(), ended("".join([*calls, total]))).n == 200
+    with pytest.raises(AgentError, match="contradicts"):
+        runner.parse(asked(), ended("".join([*calls[:-1], total])))
+    with pytest.raises(AgentError, match="every call"):
+        runner.parse(asked(), ended("".join([*calls[:7], *calls[8:], total])))
+
+
+@pytest.mark.parametrize("said", [of_200_calls(requests=190), of_200_calls(total_s=3.0)])
+def test_sum_number_and_mean_have_to_agree(said):
+    with pytest.raises(AgentError, match="sum, number and mean"):
+        parse_summary(said)
+
+
 @pytest.mark.parametrize("tool", TOOLS)
 def test_a_tool_that_crashed_after_its_figures_is_not_believed(tool):
     said = {
