@@ -18,13 +18,12 @@ LC_ALL=C; export LC_ALL
 n=$1 r=$2
 cpu=$r/sys/devices/system/cpu
 section() { echo "$n $1"; }
-# The first lines of small files, one section each, under their names without ROOT.
+# The first lines of small files that can be read, each under its name without ROOT.
 show() {
   for f; do
-    [ -f "$f" ] && [ -r "$f" ] || continue
     line=
-    read -r line < "$f" 2>/dev/null
-    [ -n "$line" ] && { section "${f#"$r"}"; echo " $line"; }
+    read -r line < "$f"
+    if [ -n "$line" ]; then section "${f#"$r"}"; echo " $line"; fi
   done
 }
 # Which of these files exist.
@@ -36,7 +35,7 @@ list() {
 # Whole files.  Device trees separate words by NUL, which goes on as it is: not every toybox has tr.
 whole() {
   for f; do
-    if [ -r "$f" ]; then section "${f#"$r"}"; cat "$f" 2>/dev/null; echo; fi
+    if [ -r "$f" ]; then section "${f#"$r"}"; cat "$f"; echo; fi
   done
 }
 {

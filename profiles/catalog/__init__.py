@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 from profiles.catalog.profile import Cluster, DeviceProfile, Gates, Meter, Source, Sourced
@@ -37,5 +38,10 @@ def load_profile(name: str) -> DeviceProfile:
         raise UsageError(
             f"there is no device profile {name!r}", f"one of: {', '.join(profile_names())}"
         )
-    path = _FOLDER / f"{name}.yaml"
+    return _read(_FOLDER / f"{name}.yaml")
+
+
+# A profile is asked for at every turn, and reading YAML takes milliseconds; nothing changes it.
+@cache
+def _read(path: Path) -> DeviceProfile:
     return parse(DeviceProfile, read_yaml(path), path.name)

@@ -263,6 +263,11 @@ def test_cores_that_are_off_are_in_no_cluster():
     assert [cluster["cores"] for cluster in found["clusters"]] == [[0, 1, 2, 3], [4]]
 
 
+def test_cores_that_share_a_clock_are_a_cluster_without_the_kernels_word():
+    text = recording("rock-5b").replace("cluster_id", "unknown_id")
+    assert [cluster["mask"] for cluster in parse(text, NONCE)["clusters"]] == ["f", "30", "c0"]
+
+
 def test_without_cpufreq_clusters_are_told_by_design_and_by_the_kernels_cluster():
     lines = [
         line
@@ -346,6 +351,13 @@ def test_a_damaged_recording_is_still_understood_in_part(name, data):
     lines = recording(name).splitlines()
     start, end = sorted(data.draw(st.integers(0, len(lines))) for _ in range(2))
     check_shape(parse("\n".join(lines[:start] + data.draw(st.lists(GARBAGE)) + lines[end:]), NONCE))
+
+
+def test_numbers_too_long_for_python_are_no_failure():
+    digits = "9" * 5000
+    names = [f"/sys/class/thermal/thermal_zone{digits}/type", "/proc/cpuinfo", "/proc/meminfo"]
+    text = f"processor : {digits}\nMemTotal: {digits} kB"
+    check_shape(parse("\n".join(f"{NONCE} {name}\n{text}" for name in names), NONCE))
 
 
 @given(st.text())
