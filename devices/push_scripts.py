@@ -73,7 +73,7 @@ exit 3
 
 # The same while the bytes still arrive: read on from where the last look ended, and look again
 # sooner when little is missing (in units of 1000 bytes, which mksh can calculate with).  It only
-# ever succeeds or leaves things as they are; without growth for some seconds it gives up.
+# ever succeeds or leaves things as they are; without growth for a second or so it gives up.
 FOLLOW = (
     _HASH
     + """
@@ -81,7 +81,7 @@ doze() { sleep "0.$1" 2> /dev/null || sleep 1; }
 looks=0
 until [ -f "$partial" ]; do
   looks=$((looks + 1))
-  [ "$looks" -gt 250 ] && exit 4
+  [ "$looks" -gt 100 ] && exit 4
   doze 02
 done
 inode=$(inode_of "$partial")
@@ -89,7 +89,7 @@ exec 3< "$partial" || exit 4
 if command -v openssl > /dev/null; then hash="openssl dgst -sha256 -r"; else hash=sha256sum; fi
 line=$({
   idle=0 before=
-  while [ "$idle" -lt 150 ]; do
+  while [ "$idle" -lt 40 ]; do
     now=$(size_of "$partial")
     cat <&3
     [ "$now" = "$size" ] || [ -z "$now" ] && break
