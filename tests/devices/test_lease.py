@@ -21,7 +21,7 @@ from devices.holder import ask_to_end, holder, holders
 from devices.kernel_lock import KernelLock, held, open_shared
 from devices.lab import DeviceState, Lab
 from devices.lease import Lease, lease, take_away
-from profiles.errors import DeviceBusy, StaleFence
+from profiles.errors import DeviceBusy, LeaseLost, StaleFence
 from profiles.store import Store
 from tests.builders import run, trial
 from tests.processes import alive, eventually
@@ -339,12 +339,14 @@ def test_a_stopped_holder_loses_the_device_and_its_results(lab, tmp_path):
 
 
 def test_a_lease_that_expired_stays_lost_though_nobody_took_it(lab):
-    with other(lab, term_s=0.5) as frozen:
-        frozen.process.send_signal(signal.SIGSTOP)
-        assert eventually(lambda: holder(lab, SERIAL).expired)
+    with take(lab) as ours:
+        with lab.transaction() as database:
+            database.execute("UPDATE lease SET expires = ?", (time.monotonic() - 3,))
         assert lab.state_of(SERIAL) is not DeviceState.LEASED
-        frozen.process.send_signal(signal.SIGCONT)
-        assert "expired" in frozen.check()
+        assert not ours.renew(60.0)
+        with pytest.raises(LeaseLost, match="expired 3 s ago") as caught:
+            ours.check()
+        assert (caught.value.device, caught.value.retryable) == ("pi5", False)
 
 
 def test_a_holder_that_runs_keeps_its_lease_past_its_term(lab):
