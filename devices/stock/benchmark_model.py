@@ -82,7 +82,7 @@ class BenchmarkModel:
         _refuse_fallback(run, text(done))
         said = output(NAME, done)
         statistics = list(_STATISTICS.finditer(said))
-        summary = find(_SUMMARY, said) or find(_SUMMARY_OF_2019, said)
+        summary = _summary(said)
         if summary is None or len(statistics) != 2:
             raise incomplete(NAME, "warm-up, timed calls and a summary, each once")
         warmup, timed = statistics
@@ -112,6 +112,10 @@ class BenchmarkModel:
         )
 
 
+def _summary(said: str) -> re.Match[str] | None:
+    return find(_SUMMARY, said) or find(_SUMMARY_OF_2019, said)
+
+
 def _delegate(wanted: str) -> tuple[str, tuple[str, ...]]:
     if "/" in wanted or wanted.endswith(".so"):
         return "EXTERNAL", (f"--external_delegate_path={wanted}",)
@@ -126,8 +130,8 @@ def _delegate(wanted: str) -> tuple[str, tuple[str, ...]]:
 def _refuse_fallback(run: StockRun, said: str) -> None:
     """A delegate that was asked for has the whole model, or nothing is reported.
 
-    The flag alone is not enough: builds before 2023 did not look at it when no delegate could be
-    made at all, and NNAPI counts its own reference code as an accelerator.
+    The flag alone is not enough: older builds do not look at it when no delegate could be made
+    at all, and NNAPI counts its own reference code as an accelerator.
     """
     if run.delegate is None:
         return
@@ -136,7 +140,7 @@ def _refuse_fallback(run: StockRun, said: str) -> None:
         rf"Applied {name} delegate\.$", said
     )
     reference = name == "NNAPI" and "accelerators available: [nnapi-reference]" in said
-    if "Disallowed CPU fallback detected" in said or (find(_SUMMARY, said) and not whole):
+    if "Disallowed CPU fallback detected" in said or (_summary(said) and not whole):
         raise AgentError(
             f"{NAME}: the {name} delegate does not execute the whole model",
             "leave out --delegate, or export a model that it can take whole",

@@ -258,6 +258,7 @@ def test_a_tool_that_crashed_after_its_figures_is_not_believed(tool):
     [
         ("2024-xnnpack", "gpu"),  # says nothing of it: older builds did not check
         ("2020-cpu", "xnnpack"),
+        ("2019-average", "gpu"),
         ("2022-nnapi-partly", "nnapi"),
         ("median-two-delegates", "nnapi"),  # not executed by it at all
         ("2020-gpu-whole", "/vendor/lib64/libnpu.so"),
