@@ -69,7 +69,7 @@ class Phone:
         """This phone as a device of ``devices.yaml``."""
         return {
             "id": device_id,
-            "profile": "android-generic",
+            "profile": "android",
             "address": f"adb:{self.serial}",
             "adb_server": f"{self.server[0]}:{self.server[1]}",
             "root": root,

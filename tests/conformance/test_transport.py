@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import random
 import secrets
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -131,6 +133,16 @@ def test_output_is_bytes_unchanged(peer: Peer):
     assert peer.python(every_byte).stdout == bytes(range(256)) * 3
 
 
+def test_nothing_is_added_where_the_last_line_has_no_newline(peer: Peer):
+    done = peer.shell("printf 'out\\000'; printf 'err\\n\\n' >&2; printf '\\377' >&2; exit 5")
+    assert (done.stdout, done.stderr, done.exit_code) == (b"out\0", b"err\n\n\xff", 5)
+
+
+@pytest.mark.parametrize("argv", [["exit", "3"], ["exec", "sh", "-c", "exit 3"]])
+def test_a_command_that_ends_the_shell_has_its_own_exit_code(peer: Peer, argv: list[str]):
+    assert peer.transport.run(argv, deadline_s=30).exit_code == 3
+
+
 def test_ten_megabytes_on_both_streams_at_once(peer: Peer):
     flood = """
 import os
@@ -235,6 +247,14 @@ def test_arguments_are_passed_unchanged(peer: Peer):
     assert not (peer.home / "pwned").exists()
 
 
+def test_arguments_may_be_longer_than_one_request(peer: Peer):
+    """An adb request holds 64 KiB; a command that is longer has to get there in another way."""
+    arguments = ["y" * 50_000, "'" * 5_000, "z" * 40_000]
+    assert json.loads(peer.python(ECHO_ARGUMENTS, *arguments).stdout) == arguments
+    done = peer.shell('cat; echo "$#" && exit 7', *arguments)
+    assert (done.stdout, done.exit_code) == (b"3\n", 7)
+
+
 def test_random_arguments_are_passed_unchanged(peer: Peer):
     letters = random.Random(1)
     alphabet = "ab \t\n'\"\\$`!*?;&|<>(){}[]#~=%-é漢🚀"
@@ -270,6 +290,28 @@ def test_push_and_pull_replace_what_was_there(peer: Peer, tmp_path: Path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "device", "source"]
 
 
+@pytest.mark.parametrize(
+    ("size", "offset"), [(10, 1), (10, 10), (5_000_003, 4_999_999), (5_000_003, 65_537)]
+)
+def test_a_push_goes_on_where_another_broke_off(peer: Peer, tmp_path: Path, size: int, offset: int):
+    """What stands before the offset is left alone: it differs here, to show that."""
+    content = random.Random(size).randbytes(size)
+    (tmp_path / "source").write_bytes(content)
+    (peer.folder / "-o 'name").write_bytes(b"~" * offset)
+    peer.transport.push(
+        tmp_path / "source", f"{peer.folder}/-o 'name", deadline_s=60, offset=offset
+    )
+    assert (peer.folder / "-o 'name").read_bytes() == b"~" * offset + content[offset:]
+    assert [path.name for path in peer.folder.iterdir()] == ["-o 'name"]
+
+
+def test_a_push_that_goes_on_meets_the_full_disk_too(peer: Peer, tmp_path: Path):
+    (tmp_path / "source").write_bytes(bytes(100_000))
+    with pytest.raises(DeviceFull):
+        peer.transport.push(tmp_path / "source", "/dev/full", deadline_s=30, offset=1000)
+    assert peer.shell("exit 0").exit_code == 0
+
+
 def test_hostile_file_names(peer: Peer, tmp_path: Path):
     back: dict[str, bytes] = {}
     for name in HOSTILE:
@@ -300,6 +342,18 @@ def test_a_silent_command_ends_by_its_deadline(peer: Peer):
     with pytest.raises(DeadlineExceeded, match="sleep"):
         peer.transport.run(["sleep", "30"], deadline_s=1)
     assert 0.9 < time.monotonic() - start < 5
+
+
+def test_a_command_that_freezes_ends_by_its_deadline(peer: Peer):
+    seen: list[str] = []
+    start = time.monotonic()
+    try:
+        with pytest.raises(DeadlineExceeded):
+            peer.shell("echo $$; kill -STOP $$", deadline_s=1, on_line=seen.append)
+        assert time.monotonic() - start < 5
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # the local ones are ended already
+            os.kill(int(seen[0]), signal.SIGKILL)
 
 
 def test_a_command_that_never_stops_talking_ends_by_its_deadline(peer: Peer):
@@ -365,6 +419,17 @@ def test_a_full_disk_has_an_error_of_its_own(peer: Peer, tmp_path: Path):
     with pytest.raises(DeviceFull):
         peer.transport.push(tmp_path / "source", "/dev/full", deadline_s=30)
     assert peer.shell("exit 0").exit_code == 0
+
+
+def test_a_probe_says_how_long_the_answer_took(peer: Peer):
+    start = time.monotonic()
+    taken = peer.transport.probe(deadline_s=30)
+    assert 0 < taken <= time.monotonic() - start
+
+
+def test_a_probe_has_a_deadline(peer: Peer):
+    with pytest.raises(DeadlineExceeded):
+        peer.transport.probe(deadline_s=1e-6)
 
 
 def test_closing_twice(peer: Peer):
