@@ -96,5 +96,6 @@ def _meter(meter: Meter, shown: Sequence[Mapping[str, Any]]) -> list[str]:
     if not fitting:
         return [f"the device does not show {name} to this login; it tells: {meter.covers}"]
     rails = {rail for other in fitting for rail in other.get("rails", [])}
-    missing = [rail for rail in meter.rails if rail not in rails]
+    # A login that may not read the meter sees its name alone.
+    missing = [rail for rail in meter.rails if rails and rail not in rails]
     return [f"{name} has no rail {', '.join(missing)}"] if missing else []

@@ -10,6 +10,8 @@ How well a value is known, worst first:
                 this project has seen it on such a device
 ``document``    read in a document or in the code of the vendor that made the part
 ``device``      seen by this project on a real device of the kind
+
+What one source covers is known as well as the least known part of it.
 """
 
 from __future__ import annotations

@@ -439,6 +439,14 @@ def test_a_meter_without_a_promised_rail_is_told():
     assert found == ["the meter ina3221 (hwmon) has no rail VDD_SOC"]
 
 
+def test_a_meter_whose_rails_this_login_may_not_read_is_no_disagreement():
+    text = recording("pixel-7").replace("/energy_value\nt=", "/unreadable\nt=")
+    facts = parse(text, NONCE)
+    assert [meter.get("rails") for meter in facts["meters"]] == [None, None]
+    assert facts["meters"][0]["kind"] == "odpm"
+    assert disagreements(load_profile("pixel-7"), facts) == []
+
+
 def test_what_a_device_does_not_tell_is_no_disagreement():
     for name in profile_names():
         profile = load_profile(name).model_copy(update={"meters": ()})
