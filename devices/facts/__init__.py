@@ -44,9 +44,8 @@ __all__ = ["disagreements", "look", "parse"]
 #: The script takes well under a second on a board; a phone under load may take several.
 LOOK_DEADLINE_S = 60.0
 
-#: Serial numbers that makers leave in when they give none, in lower case without separators.
-#: *Source*: systemd, src/libsystemd/sd-id128/id128-util.c and src/core/machine-id-setup.c (UUIDs
-#: of only 0 or F; 03000200-0400-0500-0006-000700080009 and the like from board vendors).
+#: What makers leave in where a serial number should be, in lower case without separators.
+#: *Source*: public reports of DMI tables and of Android's properties; a set that may grow.
 _PLACEHOLDERS = {
     "unknown",
     "none",
