@@ -117,7 +117,7 @@ def serve_phone(rootfs: Rootfs, folder: Path) -> Iterator[dict[str, Any]]:
         log, env = folder / "adb-server.log", {**_NO_OTHER_DEVICES, "HOME": str(folder)}
         running.enter_context(serving(where, server_port, log, env=env, cwd=folder))
         yield {
-            "profile": "android-generic",
+            "profile": "android",
             "address": f"adb:127.0.0.1:{port}",
             "adb_server": f"127.0.0.1:{server_port}",
             "root": _PHONE_ROOT,

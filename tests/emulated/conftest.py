@@ -1,0 +1,99 @@
+"""Aarch64 endpoints, built and started once; what cannot run here is skipped with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from devices.agent.tiny import tiny_model
+from devices.endpoints import machine, rootfs
+from devices.endpoints.emulated import EmulatedBoard, serve_board, serve_phone
+from devices.endpoints.rootfs import Rootfs
+from devices.recorder import RunRecorder
+from devices.session import Job, Session
+from profiles.errors import DeviceUnreachable
+from profiles.records import Condition, Io, TensorSpec
+from tests.builders import plan
+
+_SUFFIXES = {"onnxruntime": ".onnx", "litert": ".tflite"}
+_IO = Io((TensorSpec("x", (1, 4), "float32"),), (TensorSpec("y", (1, 4), "float32"),))
+
+#: Runs one tiny model in a session and returns what was recorded.
+Measure = Callable[[Session, str], RunRecorder]
+
+
+def built_rootfs() -> Rootfs:
+    """The aarch64 folder, or a skipped test where there can be none."""
+    reason = rootfs.missing()
+    if reason:
+        pytest.skip(f"no aarch64 system: {reason}")
+    try:
+        return rootfs.rootfs()
+    except DeviceUnreachable as error:
+        pytest.skip(f"no aarch64 system: {error}")
+
+
+@pytest.fixture(scope="session")
+def arm_rootfs() -> Rootfs:
+    reason = machine.missing()
+    if reason:
+        pytest.skip(f"no aarch64 programs: {reason}")
+    return built_rootfs()
+
+
+@pytest.fixture(scope="session")
+def arm_board(
+    arm_rootfs: Rootfs, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[EmulatedBoard]:
+    """An aarch64 SSH server, shared by all tests that do it no harm."""
+    with serve_board(arm_rootfs, tmp_path_factory.mktemp("arm-board")) as board:
+        yield board
+
+
+@pytest.fixture(scope="session")
+def arm_phone(
+    arm_rootfs: Rootfs, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Any]]:
+    """An aarch64 adbd with its adb server, as an entry of the inventory."""
+    try:
+        with serve_phone(arm_rootfs, tmp_path_factory.mktemp("arm-phone")) as phone:
+            yield {"id": "arm-phone", "python": None, **phone}
+    except DeviceUnreachable as error:
+        pytest.skip(f"no aarch64 phone: {error}")
+
+
+@pytest.fixture
+def tiny_file(tmp_path: Path) -> Callable[[str], Path]:
+    """Write the tiny model of a runtime."""
+
+    def write(runtime: str) -> Path:
+        path = tmp_path / f"tiny{_SUFFIXES[runtime]}"
+        path.write_bytes(tiny_model(runtime))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def measure(tmp_path: Path, tiny_file: Callable[[str], Path]) -> Measure:
+    def run(session: Session, runtime: str) -> RunRecorder:
+        values = tmp_path / "x.bin"
+        np.array([[-1, 2, -3, 4]], dtype=np.float32).tofile(values)
+        job = Job("tiny", tiny_file(runtime), _IO, (values,))
+        recorder = RunRecorder(["tiny"])
+        session.run(
+            runtime,
+            [job],
+            condition=Condition(),
+            plan=plan(iterations=10),
+            seed=0,
+            deadline_s=120,
+            recorder=recorder,
+        )
+        return recorder
+
+    return run

@@ -1,0 +1,98 @@
+"""Aarch64 devices are measured like any other, and what they say is labelled emulated."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from devices.visit import visit
+from tests.builders import device
+from tests.emulated.conftest import Measure
+from tests.projects import device_lab
+
+pytestmark = [pytest.mark.emulated, pytest.mark.root]
+
+
+def libraries(arm_rootfs) -> dict[str, str]:
+    return {runtime: str(path) for runtime, path in arm_rootfs.libraries().items()}
+
+
+def delivered(recorder) -> bool:
+    return recorder.done and len(recorder.recordings["tiny"].samples) == 10
+
+
+@pytest.mark.parametrize(
+    ("environment", "runtime", "version"),
+    [
+        ("current", "onnxruntime", "1.31.1"),
+        ("current", "litert", "ai_edge_litert 2.3.0"),
+        ("tflite", "litert", "tflite_runtime 2.14.0"),
+    ],
+)
+def test_the_python_agent_measures(arm_board, measure: Measure, environment, runtime, version):
+    board = device(**arm_board.inventory_entry("arm-board", environment))
+    with visit(board) as session:
+        found = session.probe([runtime])[runtime]
+        recorder = measure(session, runtime)
+    assert session.facts["machine"] == "aarch64"
+    assert found["version"] == recorder.version == version
+    assert recorder.agent == "python"
+    assert delivered(recorder)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "litert"])
+def test_the_native_agent_measures(arm_rootfs, arm_board, measure: Measure, runtime):
+    entry = arm_board.inventory_entry("arm-board") | {"libraries": libraries(arm_rootfs)}
+    with visit(device(**entry)) as session:
+        assert "version" in session.probe([runtime])[runtime]
+        recorder = measure(session, runtime)
+    assert recorder.agent == "native"
+    assert delivered(recorder)
+
+
+@pytest.mark.adbd
+@pytest.mark.parametrize("runtime", ["onnxruntime", "litert"])
+def test_a_phone_is_measured_by_the_native_agent(arm_rootfs, arm_phone, measure: Measure, runtime):
+    phone = device(**arm_phone, libraries=libraries(arm_rootfs))
+    assert phone.is_emulated
+    with visit(phone) as session:
+        recorder = measure(session, runtime)
+    assert (session.facts["machine"], session.facts["system"]) == ("aarch64", "android")
+    assert recorder.agent == "native"
+    assert delivered(recorder)
+
+
+def test_its_figures_are_labelled_emulated_everywhere(
+    arm_board, tiny_file: Callable[[str], Path], tmp_path: Path
+):
+    """What a user types, from ``devices.yaml`` on."""
+    entry: dict[str, Any] = arm_board.inventory_entry("arm-board", "tflite")
+    (tmp_path / "devices.yaml").write_text(yaml.safe_dump({"devices": [entry]}))
+
+    def lab(*words: str) -> str:
+        done = device_lab(*words, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    artifact = str(tiny_file("litert"))
+    told = json.loads(
+        lab("measure", artifact, "-d", "arm-board", "--runs", "3", "--iterations", "5", "--json")
+    )
+    kept = json.loads(lab("results", "--json"))
+    for rows in (told, kept):
+        assert [row["emulated"] for row in _measurements(rows)] == [True]
+    assert "arm-board (emulated)" in " ".join(lab("results").split())
+    lab("report", "--output", "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "arm-board (emulated)" in page
+    (listed,) = json.loads(lab("devices", "list", "--json"))
+    assert listed["emulated"] is True
+
+
+def _measurements(told: Any) -> list[dict[str, Any]]:
+    return told if isinstance(told, list) else told["measurements"]
