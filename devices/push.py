@@ -231,7 +231,8 @@ class RemoteStore:
     def _idle(self, files: dict[str, int], used: Collection[str]) -> dict[str, int]:
         """Those that nobody uses, in their order."""
         busy = self._in_use.union(used)
-        return {name: size for name, size in files.items() if name not in busy}
+        ours = {name: size for name, size in files.items() if _NAME.fullmatch(name)}
+        return {name: size for name, size in ours.items() if name not in busy}
 
     def _list(self) -> tuple[dict[str, int], set[str]]:
         """All files with their sizes, the least recently used first; and those in use there."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from devices.push import RemoteStore
+from devices.transport.adb import AdbTransport
 from devices.transport.base import Completed, Transport
 from devices.transport.local import LocalTransport
 from profiles.canonical import file_sha256
@@ -53,10 +54,19 @@ class Spy:
         self.inner.close()
 
 
-@pytest.fixture(params=["local", pytest.param("ssh", marks=pytest.mark.sshd)])
+@pytest.fixture(
+    params=[
+        "local",
+        pytest.param("ssh", marks=pytest.mark.sshd),
+        pytest.param("adb", marks=pytest.mark.adbd),
+    ]
+)
 def spy(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Spy]:
     if request.param == "ssh":
         inner: Transport = ssh(request.getfixturevalue("loopback"))
+    elif request.param == "adb":
+        phone = request.getfixturevalue("phone")
+        inner = AdbTransport(phone.serial, phone.server)
     else:
         inner = LocalTransport(tmp_path)
     yield Spy(inner)

@@ -20,7 +20,7 @@ import socket
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -100,7 +100,7 @@ class Counting:
 def measure(
     link: str,
     transport: Transport,
-    raw: dict[str, Callable[[Path, Path], None]],
+    raw: Mapping[str, Callable[[Path, Path], None]],
     folder: Path,
     megabytes: float,
     rounds: int,
@@ -188,8 +188,9 @@ def bare_paramiko(server: LoopbackServer) -> Iterator[paramiko.Transport]:
     """What a program would write with paramiko that knows of TCP_NODELAY."""
     import paramiko
 
-    bare = paramiko.Transport(("127.0.0.1", server.port))
-    bare.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    link = socket.create_connection(("127.0.0.1", server.port))
+    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    bare = paramiko.Transport(link)
     bare.connect(username=server.user, pkey=paramiko.PKey.from_path(server.key_file))
     try:
         yield bare
