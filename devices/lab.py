@@ -126,10 +126,6 @@ class Lab(LabDatabase):
             found = row.fetchone()
         return None if found is None else str(found["serial"])
 
-    def lease_name(self, device_id: str) -> str:
-        """What to lease for an id: its serial, or until that is known a stand-in for the id."""
-        return self.serial_of(device_id) or f"id:{device_id}"
-
     def set_state(self, serial: str, state: DeviceState, reason: str = "") -> None:
         """Note what a device is up to; the same state again only changes the reason.
 

@@ -129,7 +129,7 @@ def lease(
 
     Args:
         lab: of this host.
-        serial: of the device, or ``lab.lease_name`` of its id.
+        serial: of the device.
         device_id: its name, for messages.
         purpose: what for, in a few words.
         wait_s: how long to wait for another holder to finish.

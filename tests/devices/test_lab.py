@@ -148,9 +148,8 @@ def test_an_error_in_a_transaction_undoes_it(lab):
 
 def test_a_device_is_remembered_by_its_hardware(lab):
     assert lab.serial_of("pi5") is None
-    assert lab.lease_name("pi5") == "id:pi5"
     lab.remember("pi5", SERIAL, {"model": "Raspberry Pi 5", "cores": 4})
-    assert lab.serial_of("pi5") == lab.lease_name("pi5") == SERIAL
+    assert lab.serial_of("pi5") == SERIAL
     (found,) = Lab(lab.folder).devices()
     assert (found.id, found.serial, found.state) == ("pi5", SERIAL, "preparing")
     assert found.facts == {"model": "Raspberry Pi 5", "cores": 4}
@@ -224,6 +223,18 @@ def test_every_state_is_reached_and_left(lab):
     stored = set(DeviceState) - {DeviceState.LEASED}
     assert set(TRANSITIONS) == stored
     assert set().union(*TRANSITIONS.values()) == stored
+    ways_out = {state: len(after) for state, after in TRANSITIONS.items()}
+    assert [state for state, count in ways_out.items() if not count] == [DeviceState.QUARANTINED]
+    assert all(DeviceState.QUARANTINED in after for after in list(TRANSITIONS.values())[:-1])
+
+
+def test_a_device_that_was_away_is_looked_at_before_it_is_ready(lab):
+    lab.remember("pi5", SERIAL, {})
+    lab.set_state(SERIAL, DeviceState.ABSENT, "no route")
+    with pytest.raises(DeviceError, match=r"absent cannot become ready.*doctor pi5"):
+        lab.set_state(SERIAL, DeviceState.READY)
+    lab.remember("pi5", SERIAL, {})
+    lab.set_state(SERIAL, DeviceState.READY)
 
 
 class LabMachine(RuleBasedStateMachine):

@@ -133,21 +133,20 @@ def seconds(text: str) -> float:
 
 
 def _serial(lab: Lab, name: str, inventory: Path) -> str:
-    """What to lease for a name: of an id seen before, a serial, or an entry of the inventory."""
+    """The hardware behind an id of the inventory, or an id or serial that the lab knows."""
     from devices.holder import holders
-
-    if (serial := lab.serial_of(name)) is not None:
-        return serial
-    held = holders(lab)
-    if name in {device.serial for device in lab.devices()} | {each.serial for each in held}:
-        return name
-    for each in held:
-        if each.device_id == name:
-            return each.serial
     from devices.inventory import load_inventory
+    from devices.visit import identify
 
-    load_inventory(inventory).find(name)
-    return lab.lease_name(name)
+    try:
+        return identify(load_inventory(inventory).find(name), lab)
+    except UsageError:
+        held = {each.device_id: each.serial for each in holders(lab)}
+        known = {device.serial for device in lab.devices()} | set(held.values())
+        serial = lab.serial_of(name) or held.get(name) or (name if name in known else None)
+        if serial is None:
+            raise
+        return serial
 
 
 def _hold(held: Lease, lasts_s: float | None, command: list[str]) -> int:
