@@ -12,26 +12,24 @@ import hashlib
 import os
 import secrets
 import shutil
-import socket
-import struct
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
 
 from devices.endpoints.debian import unpack
-from devices.endpoints.processes import free_port, serving
+from devices.endpoints.processes import free_port, listening, serving
 from devices.transport.adb import adb_program
+from devices.transport.adb_wire import Server
 from profiles.errors import DeviceUnreachable
 
 _SUITE = "trixie"
 _SHIM = Path(__file__).with_name("adbprops.cc")
 _PATH = "/usr/local/bin:/usr/bin:/bin"
 _COMPILERS = {"amd64": "x86_64-linux-gnu-g++", "arm64": "aarch64-linux-gnu-g++"}
-_LISTEN = "0A"  # state of a listening socket in /proc/net/tcp; include/net/tcp_states.h
 # Source: adb's client/main.cpp and client/transport_local.cpp.
 _NO_OTHER_DEVICES = {
     "ADB_USB": "0",
@@ -61,7 +59,7 @@ class Phone:
     """A running adbd and the adb server for it: how to reach them, and their processes."""
 
     serial: str
-    server: tuple[str, int]
+    server: Server
     adbd: subprocess.Popen[bytes]
     adb_server: subprocess.Popen[bytes]
 
@@ -97,24 +95,33 @@ def serve_phone(
     _check_preload(argv)
     paths = f"{programs.absolute()}:{_PATH}" if programs else _PATH
     env = {"PATH": paths, "HOME": str(folder), "TMPDIR": str(folder), "LANG": "C.UTF-8"}
-    with ExitStack() as running:
-        adbd_port, server_port = free_port(), free_port()
-        listen = {"ADBD_LISTEN": f"tcp:localhost:{adbd_port}"}
-        adbd = running.enter_context(
-            serving(argv, adbd_port, folder / "adbd.log", env=env | listen, cwd=folder)
-        )
+    port = free_port()
+    listen = {"ADBD_LISTEN": f"tcp:localhost:{port}"}
+    with serving(argv, port, folder / "adbd.log", env=env | listen, cwd=folder) as adbd:
         if strays := [where for where in listening(adbd.pid) if where[0] != "127.0.0.1"]:
             raise DeviceUnreachable(f"adbd listens beyond loopback, on {strays}: it was ended")
-        server = running.enter_context(
-            serving(
-                [adb_program(), "-P", str(server_port), "nodaemon", "server"],
-                server_port,
-                folder / "adb-server.log",
-                env=env | _NO_OTHER_DEVICES,
-                cwd=folder,
-            )
-        )
-        yield Phone(f"127.0.0.1:{adbd_port}", ("127.0.0.1", server_port), adbd, server)
+        with serve_adb_server(folder) as (server, process):
+            yield Phone(f"127.0.0.1:{port}", server, adbd, process)
+
+
+@contextmanager
+def serve_adb_server(folder: Path) -> Iterator[tuple[Server, subprocess.Popen[bytes]]]:
+    """Start an adb server that knows no device but those it is told to connect to.
+
+    Args:
+        folder: for its keys and its log.
+
+    Returns:
+        Its host and port, and its process.
+
+    Raises:
+        DeviceUnreachable: if it does not start.
+    """
+    port = free_port()
+    argv = [adb_program(), "-P", str(port), "nodaemon", "server"]
+    env = {"PATH": _PATH, "HOME": str(folder), "TMPDIR": str(folder)} | _NO_OTHER_DEVICES
+    with serving(argv, port, folder / "adb-server.log", env=env, cwd=folder) as process:
+        yield ("127.0.0.1", port), process
 
 
 def adbd_files(architecture: str | None = None, cache: Path | None = None) -> AdbdFiles:
@@ -188,30 +195,6 @@ def own_architecture() -> str:
     """Debian's name for this machine."""
     machine = os.uname().machine
     return {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "armhf"}.get(machine, machine)
-
-
-def listening(pid: int) -> list[tuple[str, int]]:
-    """The addresses and TCP ports a process listens on; all of IPv6 reads ``::``."""
-    inodes = set()
-    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-        target = descriptor.readlink().name
-        if target.startswith("socket:["):
-            inodes.add(target.removeprefix("socket:[").removesuffix("]"))
-    found = []
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[3] == _LISTEN and fields[9] in inodes:
-                address, port = fields[1].split(":")
-                found.append((_readable(address), int(port, 16)))
-    return found
-
-
-def _readable(address: str) -> str:
-    """An address of /proc/net/tcp, which is hexadecimal words in this machine's byte order."""
-    words = [int(address[i : i + 8], 16) for i in range(0, len(address), 8)]
-    packed = struct.pack(f"={len(words)}I", *words)
-    return socket.inet_ntop(socket.AF_INET if len(words) == 1 else socket.AF_INET6, packed)
 
 
 def _check_preload(argv: list[str]) -> None:

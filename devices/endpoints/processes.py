@@ -7,6 +7,7 @@ import ctypes
 import os
 import signal
 import socket
+import struct
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from profiles.errors import DeviceUnreachable
 
 _START_TIMEOUT_S = 10.0
 _END_TIMEOUT_S = 5.0
+_LISTEN = "0A"  # a listening socket's state in /proc/net/tcp.  Source: include/net/tcp_states.h
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
 
@@ -69,9 +71,33 @@ def serving(
         )
     try:
         _await_port(port, process, log)
+        _check_owner(port, process, log)
         yield process
     finally:
         _end(process)
+
+
+def listening(pid: int) -> list[tuple[str, int]]:
+    """The addresses and TCP ports a process listens on; all of IPv6 reads ``::``."""
+    inodes = set()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it was closed since it was listed
+            inodes.add(descriptor.readlink().name.removeprefix("socket:[").removesuffix("]"))
+    found = []
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == _LISTEN and fields[9] in inodes:
+                address, port = fields[1].split(":")
+                found.append((_readable(address), int(port, 16)))
+    return found
+
+
+def _readable(address: str) -> str:
+    """An address of /proc/net/tcp, which is hexadecimal words in this machine's byte order."""
+    words = [int(address[i : i + 8], 16) for i in range(0, len(address), 8)]
+    packed = struct.pack(f"={len(words)}I", *words)
+    return socket.inet_ntop(socket.AF_INET if len(words) == 1 else socket.AF_INET6, packed)
 
 
 def _await_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -82,6 +108,17 @@ def _await_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
         time.sleep(0.02)
     lines = log.read_text(errors="replace").strip().splitlines() or ["no message"]
     raise DeviceUnreachable(f"{log.stem} did not start: {lines[-1]}")
+
+
+def _check_owner(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Another server may have taken the port since it was found free."""
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while process.poll() is None and time.monotonic() < deadline:
+        with contextlib.suppress(FileNotFoundError):  # it has ended since
+            if port in {taken for _, taken in listening(process.pid)}:
+                return
+        time.sleep(0.02)
+    raise DeviceUnreachable(f"{log.stem} did not start: another server has taken port {port}")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
