@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from devices.conditions import Applied, Gates, applied, keep_alive, restore
+from devices.conditions.journal import Change, change
 from devices.endpoints.phone import install_phone
 from devices.transport.base import Transport
 from devices.transport.local import LocalTransport
@@ -311,12 +312,25 @@ def test_the_guard_lets_a_visit_be_that_gives_signs_of_life(board: Device) -> No
 
 
 def test_a_later_visit_s_guard_takes_over(board: Device) -> None:
-    for _ in range(3):
-        with board.pinned():
+    for _ in range(3):  # all within one look of the guards
+        with board.pinned(patience_s=100):
             pass
-    with board.pinned():
+    with board.pinned(patience_s=100):
         eventually(lambda: len(guards(board.root)) == 1)
     eventually(lambda: not guards(board.root))
+
+
+def test_the_way_back_is_never_written_over(board: Device) -> None:
+    transport = LocalTransport(board.home)
+    path = str(board.home / "a file")
+    there, back = [[Change("file", path, value)] for value in ("new", "old")]
+    change(transport, str(board.root), there, back, patience_s=PATIENCE_S)
+    journal = board.journal.read_text()
+    with pytest.raises(DeviceError, match="an earlier visit has not been put back"):
+        change(transport, str(board.root), there, there, patience_s=PATIENCE_S)
+    assert board.journal.read_text() == journal
+    restore(transport, str(board.root))
+    assert Path(path).read_text() == "old\n"
 
 
 def test_what_cannot_be_put_back_is_said_and_tried_again(board: Device) -> None:

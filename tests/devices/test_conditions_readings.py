@@ -65,6 +65,11 @@ def test_batteries_of_several_versions(name: str, percent: int, mdegc: int | Non
     assert android.plugged(dump) is True
 
 
+def test_the_charge_is_not_another_line_that_ends_alike() -> None:
+    backwards = "\n".join(reversed(golden("battery-pixel").splitlines()))
+    assert android.battery_percent(backwards) == 80  # and not "Capacity level: 3"
+
+
 def test_a_faked_battery_is_unknown() -> None:
     head, rest = golden("battery-pixel").split("\n", 1)
     faked = f"{head}\n  (UPDATES STOPPED -- use 'reset' to restart)\n{rest}"
@@ -207,10 +212,17 @@ def test_a_phone_is_read(
     board = make_board(tmp_path / "board")
     heat(board, 99_000, "in-what-unit")
     found = read(shell, "android", tree=str(board))
-    assert found.temperatures_mdegc["VIRTUAL-SKIN"] == 24_833
-    assert found.temperatures_mdegc["battery"] == 22_100
-    assert "soft_ocp_gpu" not in found.temperatures_mdegc  # 8900 of something: no temperature
-    assert "in-what-unit" not in found.temperatures_mdegc
+    # Of 43 values of the service, those that are degrees of a sensor that is there.
+    assert found.temperatures_mdegc == {
+        "BIG": 26_000,
+        "MID": 27_000,
+        "LITTLE": 27_000,
+        "G3D": 26_000,
+        "TPU": 25_000,
+        "VIRTUAL-SKIN": 24_833,
+        "battery": 22_100,
+        "cellular-emergency": 24_833,
+    }
     assert found.thermal_status == 0
     assert (found.battery_percent, found.plugged) == (80, True)
     assert (found.screen_on, found.airplane) == (True, False)
