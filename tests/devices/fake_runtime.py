@@ -61,7 +61,7 @@ class InferenceSession:
         if _HOLD_S:
             ctypes.PyDLL(None).sleep(_HOLD_S)
         if _left == 0:
-            time.sleep(3600)
+            ctypes.CDLL(None).sleep(3600)
         _left -= 1
         if _CALL_S:
             time.sleep(_CALL_S)

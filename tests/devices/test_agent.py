@@ -1,4 +1,7 @@
-"""The agent as boards run it: a program of its own, copied alone into some folder."""
+"""The Python agent as boards run it: a program of its own, copied alone into some folder.
+
+What both agents must do is in ``tests/conformance/test_agent.py``.
+"""
 
 from __future__ import annotations
 
@@ -74,53 +77,6 @@ def samples(events: Events, job: str, kind: str = "samples") -> list[int]:
 # One whole model
 
 
-def test_the_events_of_one_run(agent: Path, tiny_model: TinyModel):
-    import onnxruntime
-
-    events = measure(agent, [tiny_model.plan_job()])
-    assert kinds(events) == [
-        *("hello", "environment", "loaded", "warmup", "samples", "environment", "done")
-    ]
-    hello, before, loaded, *_, after, done = events
-    assert (hello["runtime"], hello["version"]) == ("onnxruntime", onnxruntime.__version__)
-    assert hello["agent"] == "python"
-    assert (before["when"], after["when"]) == ("before", "after")
-    assert loaded["job"] == "tiny"
-    assert loaded["delegates"] == ["CPUExecutionProvider"]
-    assert loaded["load_ns"] > 0
-    assert loaded["first_ns"] > 0
-    assert done["peak_bytes"] > 5_000_000
-
-
-@pytest.mark.parametrize(
-    ("iterations", "size", "slices"), [(20, 8, [8, 8, 4]), (5, 50, [5]), (6, 3, [3, 3])]
-)
-def test_every_iteration_is_delivered_slice_by_slice(agent, tiny_model, iterations, size, slices):
-    events = measure(agent, [tiny_model.plan_job()], iterations=iterations, slice_iterations=size)
-    parts = [event["ns"] for event in events if event["event"] == "samples"]
-    assert [len(part) for part in parts] == slices
-    assert all(isinstance(ns, int) and ns > 0 for part in parts for ns in part)
-
-
-def test_warm_up_by_count(agent, tiny_model):
-    events = measure(agent, [tiny_model.plan_job()], warmup_iterations=7, warmup_ns=0)
-    assert len(samples(events, "tiny", "warmup")) == 7
-
-
-def test_warm_up_by_time(agent, tiny_model):
-    events = measure(agent, [tiny_model.plan_job()], warmup_iterations=2, warmup_ns=20_000_000)
-    warmup = samples(events, "tiny", "warmup")
-    assert len(warmup) > 2
-    assert sum(warmup) >= 20_000_000
-    assert len(samples(events, "tiny")) == 20  # none of it counts as a sample
-
-
-def test_no_warm_up(agent, tiny_model):
-    events = measure(agent, [tiny_model.plan_job()], warmup_iterations=0, warmup_ns=0)
-    assert samples(events, "tiny", "warmup") == []
-    assert len(samples(events, "tiny")) == 20
-
-
 def test_a_latency_is_that_of_the_call(agent, tiny_model):
     """A call of 5 ms is timed as such: neither less, nor with what lies between calls."""
     env = {**fake_runtime.install(agent.parent / "fake"), "FAKE_CALL_S": "0.005"}
@@ -137,43 +93,6 @@ def test_the_core_mask_is_in_force(agent, tiny_model):
     plan = write_plan(agent.parent, [tiny_model.plan_job()], core_mask=f"{1 << core:x}")
     loaded = next(e for e in events_of(run(agent, plan, env=env)) if e["event"] == "loaded")
     assert loaded["delegates"] == [f"cores {core}"]
-
-
-# Several models in turns
-
-
-def turns(events: Events) -> list[str]:
-    return [event["job"] for event in events if event["event"] == "samples"]
-
-
-def test_jobs_take_turns_and_all_get_all_iterations(agent, tiny_model):
-    jobs = [tiny_model.plan_job(name) for name in "abc"]
-    events = measure(agent, jobs, iterations=20, slice_iterations=8, settle_iterations=2)
-    for job in "abc":
-        assert len(samples(events, job)) == 20
-        assert len(samples(events, job, "warmup")) == 3 + 3 * 2  # and settling before each slice
-    order = turns(events)
-    rounds = [order[i : i + 3] for i in range(0, len(order), 3)]
-    assert [sorted(each) for each in rounds] == [["a", "b", "c"]] * 3
-    assert events[-1] == {"event": "done", "peak_bytes": None}
-
-
-def test_a_turn_is_settling_then_its_slice(agent, tiny_model):
-    events = measure(agent, [tiny_model.plan_job(name) for name in "ab"], iterations=16)
-    first = next(i for i, event in enumerate(events) if event["event"] == "samples")
-    last = max(i for i, event in enumerate(events) if event["event"] == "samples")
-    steps = [(event["event"], event["job"]) for event in events[first - 1 : last + 1]]
-    assert steps == [(kind, job) for job in turns(events) for kind in ("warmup", "samples")]
-
-
-def test_the_order_of_turns_comes_from_the_seed(agent, tiny_model):
-    jobs = [tiny_model.plan_job(name) for name in "abcd"]
-    orders = [
-        turns(measure(agent, jobs, iterations=10, slice_iterations=1, seed=seed))
-        for seed in (1, 1, 2)
-    ]
-    assert orders[0] == orders[1] != orders[2]
-    assert len({tuple(orders[0][i : i + 4]) for i in range(0, 40, 4)}) > 1  # new each round
 
 
 # What goes wrong
@@ -195,57 +114,6 @@ def test_a_runtime_nobody_knows_is_missing_too(agent, tiny_model):
     (event,) = events_of(done)
     assert (event["kind"], done.returncode) == ("runtime-missing", 1)
     assert "abacus" in event["message"]
-
-
-def broken(job: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    return {**job, "inputs": [{**job["inputs"][0], **changes}]}
-
-
-BAD_PLANS = {
-    "newer format": lambda job: agent_plan([job], format=99),
-    "no jobs key": lambda job: {k: v for k, v in agent_plan([job]).items() if k != "jobs"},
-    "no seed": lambda job: {k: v for k, v in agent_plan([job]).items() if k != "seed"},
-    "no such model": lambda job: agent_plan([{**job, "path": "missing.onnx"}]),
-    "no model": lambda job: agent_plan([{**job, "path": __file__}]),
-    "no such input": lambda job: agent_plan([broken(job, path="missing.bin")]),
-    "wrong shape": lambda job: agent_plan([broken(job, shape=[1, 9])]),
-    "wrong size for the model": lambda job: agent_plan([broken(job, shape=[2, 4])]),
-    "wrong type": lambda job: agent_plan([broken(job, dtype="float64", shape=[1, 4])]),
-    "no such type": lambda job: agent_plan([broken(job, dtype="float7")]),
-    "too few inputs": lambda job: agent_plan([{**job, "inputs": []}]),
-    "too many inputs": lambda job: agent_plan([{**job, "inputs": job["inputs"] * 2}]),
-    "no such core": lambda job: agent_plan([job], core_mask=f"{1 << 900:x}"),
-    "a mask that is no number": lambda job: agent_plan([job], core_mask="all"),
-    "a list": lambda job: [job],
-    "null": lambda job: None,
-    "slices of nothing": lambda job: agent_plan([job], slice_iterations=0),
-    "two jobs of one name": lambda job: agent_plan([job, job]),
-    "a core that is not there": lambda job: agent_plan([job], core_mask=f"{(1 << 900) + 1:x}"),
-}
-
-
-@pytest.mark.parametrize("plan", BAD_PLANS)
-def test_a_bad_plan_is_an_error_event(agent, tiny_model, plan):
-    path = agent.parent / "plan.json"
-    path.write_text(json.dumps(BAD_PLANS[plan](tiny_model.plan_job())))
-    done = run(agent, path)
-    *_, last = events_of(done)
-    assert (last["event"], last["kind"]) == ("error", "failed")
-    assert last["message"]
-    assert "\n" not in last["message"]
-    assert done.returncode == 1
-    assert b"Traceback" not in done.stderr
-
-
-@pytest.mark.parametrize("text", [None, "", "not json", '{"format": 1'])
-def test_a_plan_that_cannot_be_read_is_an_error_event(agent, text):
-    path = agent.parent / "plan.json"
-    if text is not None:
-        path.write_text(text)
-    done = run(agent, path)
-    (event,) = events_of(done)
-    assert (event["event"], event["kind"], done.returncode) == ("error", "failed", 1)
-    assert b"Traceback" not in done.stderr
 
 
 def test_standard_output_is_events_alone_whatever_the_runtime_prints(agent, tiny_model):
@@ -278,18 +146,6 @@ def start_slow(
     )
 
 
-def test_killed_in_mid_run_what_was_said_stays_valid(agent, tiny_model):
-    process = start_slow(agent, tiny_model)
-    with process:
-        lines = [process.stdout.readline() for _ in range(8)]
-        process.kill()
-        lines += process.stdout.read().splitlines(keepends=True)
-    whole = [json.loads(line) for line in lines if line.endswith(b"\n")]
-    assert kinds(whole) == ["hello", "environment", "loaded", "warmup", "samples"]
-    assert len(samples(whole, "tiny")) >= 5
-    assert len(lines) - len(whole) <= 1
-
-
 def test_lines_are_not_held_back(agent, tiny_model):
     """What was measured before a call that never ends has already been said."""
     # One call while loading, three of warm-up and two slices of five.
@@ -301,26 +157,8 @@ def test_lines_are_not_held_back(agent, tiny_model):
     assert len(samples(events, "tiny")) == 10
 
 
-def test_an_agent_nobody_listens_to_ends(agent, tiny_model):
-    process = start_slow(agent, tiny_model)
-    with process:
-        process.stdout.readline()
-        process.stdout.close()
-        assert process.wait(20) == -signal.SIGPIPE
-
-
-def test_an_agent_ends_by_its_own_deadline(agent, tiny_model):
-    process = start_slow(agent, tiny_model, deadline_s=1)
-    with process:
-        lines = process.stdout.read().splitlines()
-    assert process.returncode == 1
-    *before, last = [json.loads(line) for line in lines]
-    assert (last["event"], last["kind"]) == ("error", "deadline")
-    assert kinds(before)[:3] == ["hello", "environment", "loaded"]
-
-
 def test_an_agent_whose_runtime_hangs_still_says_that_its_deadline_passed(agent, tiny_model):
-    """The call never returns to Python, so no Python signal handler would run."""
+    """The call does not return to Python, so no Python signal handler would run."""
     process = start_slow(agent, tiny_model, good_calls=5, deadline_s=1)
     with process:
         lines = process.stdout.read().splitlines()
