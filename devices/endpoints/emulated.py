@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from devices.endpoints import sshd
-from devices.endpoints.adbd import _NO_OTHER_DEVICES, adbd_files, build_shim, listening
+from devices.endpoints.adbd import adbd_files, build_shim, serve_adb_server
 from devices.endpoints.machine import Machine, end
 from devices.endpoints.phone import install_phone
-from devices.endpoints.processes import _await_port, free_port, serving
+from devices.endpoints.processes import _await_port, free_port, listening
 from devices.endpoints.rootfs import ARCHITECTURE, Rootfs
-from devices.transport.adb import adb_program
 from profiles.errors import DeviceUnreachable
 
 _PHONE = "/system/recorded"
+_PHONE_SERIAL = "EMULATEDARM1"  # another than the recorded phone's outside
 _PHONE_ROOT = "/data/local/tmp/edgeloop"
 # Without the library it would listen on every address; the loader only warns of one it lacks.
 _WITH_SHIM = """
@@ -100,10 +100,10 @@ def serve_phone(rootfs: Rootfs, folder: Path) -> Iterator[dict[str, Any]]:
         DeviceUnreachable: if it does not come up.
     """
     machine = Machine.make(rootfs, folder / "phone")
-    install_phone(machine.path(_PHONE))
+    install_phone(machine.path(_PHONE), _PHONE_SERIAL)
     machine.path(f"{_PHONE_ROOT}/").mkdir(parents=True, exist_ok=True)
     command = _install_adbd(machine)
-    port, server_port = free_port(), free_port()
+    port = free_port()
     environment = (
         f"PATH={_PHONE}/bin:/usr/bin:/bin",
         "HOME=/data/local/tmp",
@@ -111,15 +111,12 @@ def serve_phone(rootfs: Rootfs, folder: Path) -> Iterator[dict[str, Any]]:
     )
     argv = ["/usr/bin/env", "-i", *environment, "sh", "-c", _WITH_SHIM, "sh", *command]
     with ExitStack() as running:
-        process = running.enter_context(_started(machine, argv, port, folder / "adbd.log"))
-        _refuse_strays(process)
-        where = [adb_program(), "-P", str(server_port), "nodaemon", "server"]
-        log, env = folder / "adb-server.log", {**_NO_OTHER_DEVICES, "HOME": str(folder)}
-        running.enter_context(serving(where, server_port, log, env=env, cwd=folder))
+        running.enter_context(_started(machine, argv, port, folder / "adbd.log"))
+        (host, server_port), _server = running.enter_context(serve_adb_server(folder))
         yield {
             "profile": "android",
             "address": f"adb:127.0.0.1:{port}",
-            "adb_server": f"127.0.0.1:{server_port}",
+            "adb_server": f"{host}:{server_port}",
             "root": _PHONE_ROOT,
             "emulated": True,
         }
@@ -138,14 +135,6 @@ def _install_adbd(machine: Machine) -> list[str]:
     return files.command(shim)
 
 
-def _refuse_strays(process: subprocess.Popen[bytes]) -> None:
-    """See that the machine's first process listens on loopback alone."""
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    found = [where for child in children for where in listening(int(child))]
-    if not found or any(address != "127.0.0.1" for address, _port in found):
-        raise DeviceUnreachable(f"adbd listens on {found} instead of loopback: it was ended")
-
-
 @contextmanager
 def _started(
     machine: Machine, argv: Sequence[str], port: int, log: Path
@@ -155,6 +144,15 @@ def _started(
         process = machine.start(argv, sink)
     try:
         _await_port(port, process, log)
+        _check_addresses(process, port, log)
         yield process
     finally:
         end(process)
+
+
+def _check_addresses(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    """See that it is the machine's first process that listens there, and on loopback alone."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    found = [where for child in children for where in listening(int(child))]
+    if found != [("127.0.0.1", port)]:
+        raise DeviceUnreachable(f"{log.stem} listens on {found} instead of loopback: it was ended")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,7 @@ def test_its_figures_are_labelled_emulated_everywhere(
     assert "arm-board (emulated)" in " ".join(lab("results").split())
     lab("report", "--output", "report.html")
     page = (tmp_path / "report.html").read_text()
-    assert "arm-board (emulated)" in page
+    assert re.search(r'arm-board\s*<b class="bad">emulated</b>', page)
     (listed,) = json.loads(lab("devices", "list", "--json"))
     assert listed["emulated"] is True
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from devices.endpoints.adbd import listening
 from devices.endpoints.emulated import EmulatedBoard, serve_board
 from devices.endpoints.machine import Machine, end
+from devices.endpoints.processes import listening
 from devices.endpoints.rootfs import Rootfs
 from devices.transport.ssh import SshTransport
 
