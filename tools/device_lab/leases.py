@@ -55,16 +55,11 @@ def lease(
     lasts_s = None if for_ is None else seconds(for_)
     lab = Lab()
     serial = _serial(lab, device, inventory)
-    with take(
-        lab,
-        serial,
-        device,
-        purpose,
-        seconds(wait),
-        by_hand=True,
-        ends_utc=None if lasts_s is None else _in_utc(lasts_s),
-    ) as held:
-        complain(f"{device} is yours (fence {held.fence}){'' if command else '; Ctrl-C ends it'}")
+    ends_utc = None if lasts_s is None else _in_utc(lasts_s)
+    with (
+        _ended_by_signals(),
+        take(lab, serial, device, purpose, seconds(wait), by_hand=True, ends_utc=ends_utc) as held,
+    ):
         code = _hold(held, lasts_s, command or [])
     raise typer.Exit(code)
 
@@ -156,22 +151,29 @@ def _hold(held: Lease, lasts_s: float | None, command: list[str]) -> int:
         The exit code: the command's, where there is one.
     """
     ends = None if lasts_s is None else time.monotonic() + lasts_s
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(_ended_by_signals())
+    child = None
+    with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as stack:
         child = stack.enter_context(_running(command)) if command else None
-        with contextlib.suppress(KeyboardInterrupt):
-            while ends is None or time.monotonic() < ends:
-                left_s = _CHECK_EVERY_S if ends is None else ends - time.monotonic()
-                if child is None:
-                    time.sleep(max(0.0, min(_CHECK_EVERY_S, left_s)))
-                else:
-                    with contextlib.suppress(subprocess.TimeoutExpired):
-                        child.wait(max(0.0, min(_CHECK_EVERY_S, left_s)))
-                        break
-                held.check()
+        complain(
+            f"{held.device_id} is yours (fence {held.fence}){'' if child else '; Ctrl-C ends it'}"
+        )
+        while ends is None or time.monotonic() < ends:
+            left_s = _CHECK_EVERY_S if ends is None else ends - time.monotonic()
+            if _ended(child, max(0.0, min(_CHECK_EVERY_S, left_s))):
+                break
+            held.check()
     if child is None:
         return 0
     return child.returncode if child.returncode >= 0 else 128 - child.returncode
+
+
+def _ended(child: subprocess.Popen[bytes] | None, within_s: float) -> bool:
+    if child is None:
+        time.sleep(within_s)
+        return False
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(within_s)
+    return child.returncode is not None
 
 
 @contextlib.contextmanager
