@@ -184,8 +184,6 @@ class RemoteStore:
     def _push_and_hash(self, path: Path, aside: str, name: str, offset: int) -> bool:
         size = path.stat().st_size
         target = str(self._root / "incoming" / aside)
-        if 0 < size == offset:
-            return False
         if size - offset < FOLLOW_FROM_BYTES:
             self._transport.push(path, target, deadline_s=_deadline_s(size), offset=offset)
             return False

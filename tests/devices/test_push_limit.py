@@ -81,9 +81,12 @@ def user_of(path: Path, how: str) -> Iterator[None]:
     program = {
         "open": "import sys; held = open(sys.stdin.readline().strip())",
         "mapped": """
-import mmap, sys
-with open(sys.stdin.readline().strip()) as stream:
-    held = mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ)
+import ctypes, mmap, sys
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+with open(sys.stdin.readline().strip()) as stream:  # Python's own mmap keeps the file open
+    held = libc.mmap(None, ctypes.c_size_t(4096), mmap.PROT_READ, mmap.MAP_SHARED,
+                     stream.fileno(), ctypes.c_long(0))
 """,
         "named": "import sys; sys.stdin.readline()",
     }[how]
