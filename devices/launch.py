@@ -6,9 +6,10 @@ An agent notes its process id in ``ROOT/agent.pid``, with the host that started 
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, Literal
 
 from devices.agent.program import build
 from devices.inventory import Device
@@ -48,18 +49,21 @@ class Agents:
 
     Args:
         device: of the inventory.
-        machine: its architecture, as ``uname -m`` says.
+        facts: what it says of itself.
         ensure: puts files on the device.
     """
 
     def __init__(
         self,
         device: Device,
-        machine: str,
+        facts: Mapping[str, Any],
         ensure: Callable[[Sequence[Path]], dict[Path, str]],
     ) -> None:
         self._device = device
-        self._machine = machine
+        self._machine = str(facts.get("machine", "unknown"))
+        self._system: Literal["linux", "android"] = (
+            "android" if facts.get("libc") == "bionic" else "linux"
+        )
         self._ensure = ensure
         self._placed: dict[str, str] = {}
 
@@ -106,7 +110,7 @@ class Agents:
         if agent == "native":
             from devices.agent.native import native_agent
 
-            program = native_agent(self._machine)
+            program = native_agent(self._machine, self._system)
             return self._ensure([program])[program]
         with TemporaryDirectory() as folder:
             archive = build(Path(folder) / "agent.pyz")

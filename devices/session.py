@@ -80,7 +80,7 @@ class Session:
         self.store = RemoteStore(
             self.transport, self.device.folder, limit_bytes=self.device.details().store_bytes
         )
-        self._agents = Agents(self.device, str(self.facts.get("machine", "")), self.ensure)
+        self._agents = Agents(self.device, self.facts, self.ensure)
 
     def condition(self, asked: Condition) -> Condition:
         """A condition that is asked for, with what the device adds to it."""

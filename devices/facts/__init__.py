@@ -21,6 +21,7 @@ device is not what its profile says.  What a device does not tell is absent from
 ``thermal_zones``   ``type`` and ``path`` of each
 ``meters``          what tells power: ``kind``, ``name``, and where known ``path`` and ``rails``
 ``clock_source``    the kernel's
+``libc``            ``bionic`` for Android's
 ``virtualisation``  ``qemu-user``, ``qemu``, ``android-emulator`` or another hypervisor's name
 ``emulated``        true where another machine's instructions are known to be interpreted: its times
                     say nothing; absent otherwise, which proves nothing
@@ -112,6 +113,7 @@ def parse(text: str, nonce: str) -> dict[str, Any]:
         "clock_source": dump.text(
             "/sys/devices/system/clocksource/clocksource0/current_clocksource"
         ),
+        "libc": "bionic" if dump.lines("bionic") else None,
         "virtualisation": _virtualisation(dump, machine or ""),
         "emulated": _emulated(dump, machine or "") or None,
     }

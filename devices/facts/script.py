@@ -71,6 +71,8 @@ list "$r"/sys/class/hwmon/hwmon*/curr*_input "$r"/sys/class/hwmon/hwmon*/power*_
 if command -v vcgencmd >/dev/null; then section vcgencmd; vcgencmd pmic_read_adc; fi
 if command -v getprop >/dev/null; then section getprop; getprop; fi
 if command -v dumpsys >/dev/null; then section battery; dumpsys battery; fi
+# Android's C library has a loader of its own.
+section bionic; list "$r/system/bin/linker64" "$r/system/bin/linker"
 # The program that runs this shell: under qemu-user it is qemu, which hides that only from itself.
 section interpreter; readlink "/proc/$$/exe"
 } 2>/dev/null

@@ -154,7 +154,6 @@ class DeviceProfile(Config):
         throttle_mdegc: temperature in m°C at which its clocks are slowed.
         gates: what must hold before it measures.
         runtimes: runtimes that exist for it.
-        agent: the measuring program that is usual on it.
         root: default folder for artifacts on the device; relative to the login's home.
         python: default interpreter for the Python agent; ``None`` where there is none.
         store_bytes: how much space artifacts may take on the device before old ones are evicted.
@@ -172,7 +171,6 @@ class DeviceProfile(Config):
     throttle_mdegc: Positive | None = None
     gates: Gates = Gates()
     runtimes: Annotated[tuple[Text, ...], Field(min_length=1)]
-    agent: Literal["python", "native"]
     root: Text
     python: Text | None = None
     store_bytes: Positive
@@ -208,12 +206,6 @@ class DeviceProfile(Config):
         gate = self.gates.max_temperature_mdegc
         if gate and self.throttle_mdegc and gate >= self.throttle_mdegc:
             raise ValueError(f"gates: {gate} m°C is not below throttling at {self.throttle_mdegc}")
-        return self
-
-    @model_validator(mode="after")
-    def _python_runs_its_agent(self) -> DeviceProfile:
-        if self.agent == "python" and self.python is None:
-            raise ValueError("python: is required where the agent is python")
         return self
 
     @model_validator(mode="after")

@@ -48,8 +48,8 @@ def test_every_profile_loads(name):
     assert profile.runtimes
     assert set(profile.runtimes) <= set(RUNTIME_OF.values()) <= set(RUNTIMES)
     assert PurePosixPath(profile.root).is_absolute() == (profile.os == "android")
-    assert profile.agent == ("native" if profile.os == "android" else "python")
-    assert profile.agent == "python" or set(profile.runtimes) <= NATIVE
+    assert (profile.python is None) == (profile.os == "android")
+    assert profile.python or set(profile.runtimes) <= NATIVE
     assert profile.store_bytes >= 10**9
 
 
@@ -176,7 +176,6 @@ CLUSTER = {"name": "big", "part": "Cortex-A76", "cores": [4, 5], "mask": "30"}
         ({"clusters": [CLUSTER]}, r"cores are \[4, 5\], not each once from 0"),
         ({"clusters": [CLUSTER | {"mask": "31"}]}, r"mask 31 is not cores \[4, 5\]"),
         ({"clusters": [CLUSTER | {"mask": "0x30"}]}, "mask"),
-        ({"python": None}, "python: is required"),
         ({"runtimes": []}, "runtimes"),
         ({"throttle_mdegc": 80_000, "gates": {"max_temperature_mdegc": 80_000}}, "not below"),
         ({"gates": {"battery_percent": [90, 30]}}, r"battery_percent: a window is \[LOW, HIGH\]"),
