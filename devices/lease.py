@@ -106,6 +106,8 @@ class Lease:
                     (utc_now(), self._dirty or not orderly, self.serial, self.fence),
                 )
                 self._lock.release()
+        except DeviceError:
+            pass  # to the next holder this looks like a crash, which costs it a look for leftovers
         finally:
             self._lock.release()
 

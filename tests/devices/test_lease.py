@@ -213,6 +213,16 @@ def test_who_leaves_by_an_exception_may_have_left_something_running(lab):
         assert ours.previous_crashed
 
 
+def test_a_release_that_cannot_be_written_down_frees_the_device_all_the_same(lab, monkeypatch):
+    monkeypatch.setattr("devices.lab_database.BUSY_TIMEOUT_S", 0.1)
+    with contextlib.ExitStack() as stack:
+        with take(lab):
+            stack.enter_context(lab.transaction())  # somebody writes, and writes
+        assert not held(lab.lock_path(SERIAL))
+    with take(lab) as ours:
+        assert ours.previous_crashed
+
+
 @pytest.mark.parametrize(
     "child",
     ["import os; os.fork(); print(); time.sleep(60)", "import subprocess; subprocess.run(['cat'])"],
