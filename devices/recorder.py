@@ -67,7 +67,7 @@ class RunRecorder:
             raise AgentError(f"the agent said something unexpected: {text[:120]!r}") from error
 
     def _on_hello(self, event: Mapping[str, Any]) -> None:
-        self.version, self.agent = str(event["version"]), str(event.get("agent", "python"))
+        self.version, self.agent = str(event["version"]), str(event["agent"])
 
     def _on_environment(self, event: Mapping[str, Any]) -> None:
         self.environment[event["when"]] = {
@@ -77,7 +77,7 @@ class RunRecorder:
     def _on_loaded(self, event: Mapping[str, Any]) -> None:
         recording = self.recordings[event["job"]]
         delegates = tuple(str(name) for name in event["delegates"])
-        threads = event.get("threads")
+        threads = event["threads"]
         if threads is not None and (type(threads) is not int or threads < 1):
             raise ValueError("threads is a positive integer or null")
         recording.load_ns, recording.first_ns = _latencies([event["load_ns"], event["first_ns"]])
