@@ -63,14 +63,14 @@ def _phone(readings: Readings, gates: Gates) -> Changes:
     """
     forward = [Change("fixed", "", "true")]
     back = [Change("fixed", "", "false")]
-    stay_on = readings.settings.get("stay_on_while_plugged_in")
-    if gates.screen == "on" and stay_on is not None:
+    if gates.screen == "on":
+        stay_on = readings.settings["stay_on_while_plugged_in"]
         forward.append(Change("setting", "stay_on_while_plugged_in", _STAY_ON))
         back.append(Change("setting", "stay_on_while_plugged_in", stay_on))
-    if gates.screen is not None and readings.screen_on is not None:
+    if gates.screen is not None:
         forward.append(Change("screen", "", gates.screen))
         back.append(Change("screen", "", "on" if readings.screen_on else "off"))
-    if gates.airplane is not None and readings.airplane is not None:
-        forward.append(Change("airplane", "", str(int(gates.airplane))))
-        back.append(Change("airplane", "", str(int(readings.airplane))))
+    if gates.airplane is not None:
+        forward.append(Change("airplane", "", "1" if gates.airplane else "0"))
+        back.append(Change("airplane", "", "1" if readings.airplane else "0"))
     return forward, back

@@ -94,7 +94,9 @@ def judge(readings: Readings, system: str, gates: Gates, condition: Condition) -
     if condition.mode != "pinned":
         yield from _governors(readings, gates, condition)
         yield from judge_phone(readings, gates)
-    elif system == "linux":
+    elif system == "android":
+        yield from _cannot_be_put_back(readings, gates)
+    else:
         yield from _cannot_be_pinned(readings, gates, condition)
 
 
@@ -186,6 +188,23 @@ def judge_phone(readings: Readings, gates: Gates) -> Iterator[Refusal]:
             names[not gates.airplane],
             names[gates.airplane],
             "switch it, or measure pinned",
+        )
+
+
+def _cannot_be_put_back(readings: Readings, gates: Gates) -> Iterator[Refusal]:
+    """What is to be set and is not known as it is now."""
+    unknown = {
+        "the screen": gates.screen is not None and readings.screen_on is None,
+        "staying awake": gates.screen == "on"
+        and "stay_on_while_plugged_in" not in readings.settings,
+        "airplane mode": gates.airplane is not None and readings.airplane is None,
+    }
+    for what in (name for name, missing in unknown.items() if missing):
+        yield Refusal(
+            what,
+            "not told by the device",
+            "one that could be put back",
+            "do not ask for it, or measure as-shipped",
         )
 
 

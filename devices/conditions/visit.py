@@ -112,7 +112,7 @@ def _undone(undo: Callable[[], None], patience_s: int) -> Iterator[None]:
             try:
                 undo()
             except DeviceError as second:
-                error.add_note(f"{second}; the device does so itself within {patience_s} s")
+                error.add_note(f"{second}; its guard tries again within {patience_s} s")
             raise
         undo()
 

@@ -362,13 +362,29 @@ def test_a_phone_without_fixed_performance_mode_is_refused_and_put_back(recorded
     assert recorded.is_as_it_was()
 
 
-def test_a_phone_that_does_not_let_its_settings_be_changed_is_refused(recorded: Device) -> None:
-    # HyperOS asks for a permission that adb has to be given by hand.
+def test_a_phone_that_hides_what_would_have_to_be_put_back_is_refused(recorded: Device) -> None:
     (recorded.state / "broken.settings").write_text("java.lang.SecurityException: denied\n")
+    (recorded.state / "dumpsys.power").write_text("nothing of a screen\n")
+    recorded.gates = Gates(screen="on", airplane=True)
+    with pytest.raises(NotReady) as refused, recorded.pinned():
+        pytest.fail("it was measured as if pinned")
+    assert [reason.split(" is ")[0] for reason in refused.value.reasons] == [
+        "the screen",
+        "staying awake",
+        "airplane mode",
+    ]
+    assert not recorded.journal.exists()
+
+
+def test_a_phone_that_does_not_let_its_settings_be_changed_is_refused(recorded: Device) -> None:
+    # HyperOS lets adb read them, and asks for a permission to change them.
+    (recorded.state / "readonly.settings").write_text("java.lang.SecurityException: denied\n")
     recorded.gates = Gates(screen="on")
-    with recorded.pinned():
-        pass  # what cannot be read is not changed
-    (recorded.state / "broken.settings").unlink()
+    with (
+        pytest.raises(NotReady, match="the setting stay_on_while_plugged_in stays 0, not 7"),
+        recorded.pinned(),
+    ):
+        pytest.fail("it was measured as if pinned")
     assert recorded.is_as_it_was()
 
 

@@ -13,6 +13,7 @@ In the folder of state, one file is one value; a test may write them itself:
 * ``dumpsys.SERVICE``: the whole answer of ``dumpsys SERVICE``.
 * ``broken.settings``, ``broken.cmd.SERVICE``, ``broken.dumpsys.SERVICE``: the command fails, saying
   this on standard error.
+* ``readonly.settings``: settings can be read, and changing one fails, as on HyperOS.
 
 *Sources* (public recordings; the serial number is replaced, the model marked):
 
@@ -25,6 +26,7 @@ In the folder of state, one file is one value; a test may write them itself:
 * ``dumpsys power``: an AOSP image's dump, shortened to the parts that scripts read.
 * ``cmd power``, its help and failure: AOSP, ``PowerManagerShellCommand.java``;
   ``cmd connectivity airplane-mode``: ``ConnectivityService.java``.
+* ``settings`` that cannot be changed: a HyperOS phone in issue 4778 of Genymobile/scrcpy.
 * ``settings``: names of AOSP's ``Settings.Global``, with values of a phone on a desk.
 """
 

@@ -16,9 +16,9 @@ kept() { # NAME: into $value; false if it was never set
   [ -f "$state/$1" ] && IFS= read -r value < "$state/$1"
 }
 
-broken() { # NAME: a test made this command fail, with what it says
-  [ -f "$state/broken.$1" ] || return 1
-  cat "$state/broken.$1" >&2
+broken() { # NAME [HOW]: a test made this command fail, with what it says
+  [ -f "$state/${2:-broken}.$1" ] || return 1
+  cat "$state/${2:-broken}.$1" >&2
 }
 
 do_getprop() {
@@ -41,6 +41,7 @@ setting() { # KEY: into $value, "null" where there is none
 do_settings() {
   broken settings && exit 255
   [ "${2:-}" = global ] || { echo "Invalid namespace '${2:-}'" >&2; exit 255; }
+  case $1 in put|delete) ! broken settings readonly || exit 255 ;; esac
   case ${3:-x} in *[!A-Za-z0-9_.]*) echo "Bad key" >&2; exit 255 ;; esac
   case $1 in
     get) setting "$3"; echo "$value" ;;
