@@ -75,7 +75,7 @@ def _copy(source: Path, target: Path, offset: int = 0) -> None:
         if offset == 0:
             shutil.copyfile(source, target)
             return
-        # To its place and not to the end: see devices.transport.ssh.
+        # To its place and not to the end: see devices.transport.base.WRITE_FROM.
         go_on = os.open(target, os.O_WRONLY | os.O_CREAT, 0o666)
         with source.open("rb") as bytes_in, os.fdopen(go_on, "wb") as bytes_out:
             bytes_in.seek(offset)

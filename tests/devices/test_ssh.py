@@ -188,6 +188,13 @@ def test_nagles_algorithm_is_off(loopback):
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
 
 
+def test_the_fast_ciphers_are_asked_for_first_and_no_other_is_given_up(loopback):
+    usual = paramiko.Transport._preferred_ciphers
+    with contextlib.closing(ssh(loopback)) as transport:
+        assert transport._transport.local_cipher == "aes128-gcm@openssh.com"
+        assert sorted(transport._transport.preferred_ciphers) == sorted(usual)
+
+
 # A server that dies
 
 
