@@ -67,7 +67,7 @@ def discover(
     Raises:
         DeviceUnreachable: if it does not answer.
     """
-    answer = _ask_server(server or _own_server(), "host:devices", deadline_s)
+    answer = _ask_server(server or _own_server(), "host:devices", time.monotonic() + deadline_s)
     rows = (line.split("\t", 1) for line in answer.splitlines() if "\t" in line)
     return [Attached(serial, state.strip()) for serial, state in rows]
 
@@ -192,46 +192,47 @@ class AdbTransport:
 
     def _attach(self) -> str:
         """Find the device and make sure that it answers: its home folder."""
+        end = time.monotonic() + CONNECT_TIMEOUT_S
         if ":" not in self._serial:
-            return self._find_home(CONNECT_TIMEOUT_S)
-        self._connect()
+            return self._find_home(end)
+        self._connect(end)
         with contextlib.suppress(DeviceUnreachable):
-            return self._find_home(CONNECT_TIMEOUT_S / 2)
+            return self._find_home(time.monotonic() + CONNECT_TIMEOUT_S / 2)
         # The server keeps a broken connection for long, and calls it a device all the while.
-        _ask_server(self._server, f"host:disconnect:{self._serial}", CONNECT_TIMEOUT_S)
-        self._connect()
-        return self._find_home(CONNECT_TIMEOUT_S)
+        _ask_server(self._server, f"host:disconnect:{self._serial}", end)
+        self._connect(end)
+        return self._find_home(end)
 
-    def _find_home(self, within_s: float) -> str:
+    def _find_home(self, deadline: float) -> str:
         answer = bytearray()
         try:
-            self._shell(_FIND_HOME, time.monotonic() + within_s, answer.extend)
+            self._shell(_FIND_HOME, deadline, answer.extend)
         except Refused as error:
             raise _unreachable(self._serial, str(error)) from error
         except (TimeoutError, ConnectionLost) as error:
-            why = str(error) or f"no answer within {within_s:g} s"
-            raise _unreachable(self._serial, why) from error
+            raise _unreachable(self._serial, str(error) or "it does not answer") from error
         return os.fsdecode(bytes(answer).rstrip(b"\n"))
 
-    def _connect(self) -> None:
+    def _connect(self, deadline: float) -> None:
         """Have the server connect to the device: it says OKAY even if it could not."""
-        text = _ask_server(self._server, f"host:connect:{self._serial}", CONNECT_TIMEOUT_S)
+        text = _ask_server(self._server, f"host:connect:{self._serial}", deadline)
         if not text.startswith(("connected to", "already connected to")):
             raise _unreachable(self._serial, text.strip())
 
 
-def _ask_server(server: Server, question: str, deadline_s: float) -> str:
+def _ask_server(server: Server, question: str, deadline: float) -> str:
     """What an adb server answers, be it yes or no."""
     where = f"{server[0]}:{server[1]}"
     try:
-        with Conversation(server, time.monotonic() + deadline_s) as talk:
+        with Conversation(server, deadline) as talk:
             talk.request(question)
             return talk.read_text()
     except Refused as error:
         return str(error)
     except TimeoutError as error:
         raise DeviceUnreachable(
-            f"the adb server at {where} does not answer", "adb kill-server; adb start-server"
+            f"the adb server at {where} does not answer {question}",
+            "is the device on? else: adb kill-server; adb start-server",
         ) from error
     except ConnectionLost as error:
         raise DeviceUnreachable(error.message, f"adb -P {server[1]} start-server") from error
@@ -283,7 +284,7 @@ def _by(deadline_s: float, what: str) -> Iterator[float]:
 def _unreachable(serial: str, reason: str) -> DeviceError:
     """Why a device cannot be worked with, and what to do about it."""
     first = reason.splitlines()[0] if reason else "no reason given"
-    if "unauthorized" in reason or "authoriz" in reason or "failed to authenticate" in reason:
+    if "authoriz" in reason or "failed to authenticate" in reason:
         return AuthenticationError(
             f"{serial} has not allowed this computer to use ADB",
             "unlock its screen and accept 'Allow USB debugging'; if it does not ask, take the "
@@ -291,9 +292,14 @@ def _unreachable(serial: str, reason: str) -> DeviceError:
         )
     hint = "adb devices shows what is attached; is the cable in, and USB debugging on?"
     if "permission" in reason:
-        hint = "a udev rule must let you use the phone: apt-get install android-udev-rules"
+        hint = (
+            "apt-get install android-sdk-platform-tools-common for its udev rules, be in the "
+            "group plugdev, and plug the phone in again"
+        )
     elif first == "closed":
         first, hint = "it closes the shell at once", "Android 7 or newer is needed"
+    elif first.startswith("no adb server"):
+        hint = "adb start-server"
     elif ":" in serial:
         hint = "is the device on and in the same network, and adbd listening there?"
     return DeviceUnreachable(f"{serial} cannot be reached: {first}", hint)

@@ -161,6 +161,13 @@ def test_a_phone_that_cannot_be_worked_with(reason, kind, advice):
     assert advice in caught.value.hint
 
 
+def test_without_a_server_no_phone_is_to_blame():
+    with refused(DeviceUnreachable) as caught:
+        AdbTransport("R5", ("127.0.0.1", free_port()))
+    assert "no adb server" in caught.value.message
+    assert "start-server" in caught.value.hint
+
+
 def test_an_old_android_is_told_apart():
     """Before Android 7 there is one stream for both outputs, and no exit code."""
     answers = {"host:transport:": b"OKAY", "shell,v2": fail("closed")}
@@ -284,6 +291,7 @@ def test_without_an_adb_program_it_says_so(private_user, monkeypatch):
         b"OKAY" + packet(1, b"half of"),
         b"OKAY" + packet(1, b"half of")[:7],
         b"OKAY" + packet(1, b"half of") + packet(2, b"x" * 30 + b"0\n"),
+        ended(b"half of")[: -len(packet(3, b"\0"))],
         b"OKAY",
         b"",
     ],
