@@ -142,7 +142,8 @@ def adbd_files(architecture: str | None = None, cache: Path | None = None) -> Ad
     if not root.exists():
         with FileLock(root.with_suffix(".lock")):
             if not root.exists():
-                aside = root.with_name(f".{secrets.token_hex(8)}.part")
+                aside = root.with_name(f".{architecture}.part")
+                shutil.rmtree(aside, ignore_errors=True)  # of one who was killed at it
                 try:
                     unpack(["adbd"], _SUITE, architecture, aside)
                     aside.rename(root)

@@ -18,7 +18,7 @@ from devices.endpoints import sshd
 from devices.endpoints.adbd import adbd_files, build_shim, serve_adb_server
 from devices.endpoints.machine import Machine, end
 from devices.endpoints.phone import install_phone
-from devices.endpoints.processes import _await_port, free_port, listening
+from devices.endpoints.processes import await_port, free_port, listening
 from devices.endpoints.rootfs import ARCHITECTURE, Rootfs
 from profiles.errors import DeviceUnreachable
 
@@ -143,7 +143,7 @@ def _started(
     with log.open("wb") as sink:
         process = machine.start(argv, sink)
     try:
-        _await_port(port, process, log)
+        await_port(port, process, log)
         _check_addresses(process, port, log)
         yield process
     finally:

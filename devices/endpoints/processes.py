@@ -70,7 +70,7 @@ def serving(
             preexec_fn=end_with_parent,  # noqa: PLW1509 - one system call, nothing to lock
         )
     try:
-        _await_port(port, process, log)
+        await_port(port, process, log)
         _check_owner(port, process, log)
         yield process
     finally:
@@ -100,7 +100,17 @@ def _readable(address: str) -> str:
     return socket.inet_ntop(socket.AF_INET if len(words) == 1 else socket.AF_INET6, packed)
 
 
-def _await_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+def await_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until a server that was just started can be connected to.
+
+    Args:
+        port: of 127.0.0.1.
+        process: the server, or what started it.
+        log: file with its output, whose last line says why it ended.
+
+    Raises:
+        DeviceUnreachable: if it ends, or takes too long.
+    """
     deadline = time.monotonic() + _START_TIMEOUT_S
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):

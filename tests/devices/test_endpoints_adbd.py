@@ -222,6 +222,15 @@ def test_what_was_fetched_in_part_is_not_there(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["arm64.lock"]
 
 
+def test_what_one_who_was_killed_had_fetched_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(adbd_module, "unpack", lambda *given: _pretend(given[-1]))
+    (tmp_path / ".arm64.part").mkdir()
+    (tmp_path / ".arm64.part" / "half").touch()
+    adbd_files("arm64", tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["arm64", "arm64.lock"]
+    assert not (tmp_path / "arm64" / "half").exists()
+
+
 def test_a_machine_without_a_compiler_is_told_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(adbd_module.shutil, "which", lambda _: None)
     with pytest.raises(DeviceUnreachable, match="apt-get install g") as caught:
