@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from profiles.errors import DeviceUnreachable
@@ -23,12 +24,15 @@ _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
 
 
-def end_with_parent() -> None:
+def end_with_parent(by: signal.Signals = signal.SIGTERM) -> None:
     """In a child process: be ended when the parent dies, however it dies.
+
+    Args:
+        by: the signal it gets; only SIGKILL ends what is frozen.
 
     Source: prctl(2), PR_SET_PDEATHSIG.
     """
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    _LIBC.prctl(_PR_SET_PDEATHSIG, by)
 
 
 def free_port() -> int:
@@ -67,7 +71,8 @@ def serving(
             env=env,
             cwd=cwd,
             start_new_session=True,
-            preexec_fn=end_with_parent,  # noqa: PLW1509 - one system call, nothing to lock
+            # One system call, nothing to lock.
+            preexec_fn=partial(end_with_parent, signal.SIGKILL),  # noqa: PLW1509
         )
     try:
         await_port(port, process, log)

@@ -109,7 +109,8 @@ def test_it_ends_even_when_it_is_frozen(_adbd, tmp_path):
     assert phone.adb_server.returncode is not None
 
 
-def test_it_ends_with_whoever_started_it(_adbd, tmp_path):
+@pytest.mark.parametrize("frozen", [False, True])
+def test_it_ends_with_whoever_started_it(_adbd, tmp_path, frozen):
     program = f"""
 import time
 from pathlib import Path
@@ -124,6 +125,9 @@ with serve_phone(Path({str(tmp_path)!r}) / "phone") as phone:
         pids = [int(word) for word in parent.stdout.readline().split()]
     assert len(pids) == 2
     assert all(alive(pid) for pid in pids)
+    if frozen:
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
     parent.kill()
     parent.wait()
     assert eventually(lambda: not any(alive(pid) for pid in pids))
