@@ -73,6 +73,7 @@ class Session:
         self.lease = lease
         self._connect = connect
         self._note = note
+        self._governor: str | None = None  # in force under a condition
         self._open()
 
     def _open(self) -> None:
@@ -86,7 +87,7 @@ class Session:
         """A condition that is asked for, with what the device adds to it."""
         return replace(
             asked,
-            governor=self.facts.get("governor", "unknown"),
+            governor=self._governor or self.facts.get("governor", "unknown"),
             power_source=self.facts.get("power_source", "unknown"),
         )
 
@@ -121,6 +122,7 @@ class Session:
             patience_s=max(PATIENCE_S, deadline_s + _PATIENCE_BEYOND_S),
         ) as found:
             self._note(DeviceState.READY, "")
+            self._governor = found.readings.governor
             yield found.environment()
 
     def cool(self, condition: Condition, on_state: StateSink) -> None:

@@ -162,9 +162,10 @@ class _Campaign:
 
     def go(self, session: Session, due: Sequence[Trial]) -> None:
         """Measure as much as one visit allows."""
-        ready = self._ready(session, due)
-        for group in self._groups(ready):
-            self._measure_group(session, group)
+        deadline_s = self._settings.deadline_seconds
+        with session.under(due[0].condition, self.tell, deadline_s=deadline_s) as readings:
+            for group in self._groups(self._ready(session, due)):
+                self._measure_group(session, group, readings)
 
     def _ready(self, session: Session, trials: Sequence[Trial]) -> list[Trial]:
         """Open the trials whose runtime works on the device; fail the others with the reason."""
@@ -202,26 +203,25 @@ class _Campaign:
             groups.setdefault((trial.runtime, trial.condition.threads), []).append(trial)
         return list(groups.values())
 
-    def _measure_group(self, session: Session, trials: Sequence[Trial]) -> None:
+    def _measure_group(
+        self, session: Session, trials: Sequence[Trial], readings: Mapping[str, Any]
+    ) -> None:
         complete = {t.key: sum(run.complete for run in t.runs) for t in trials}
         numbers = {t.key: len(t.runs) for t in trials}
-        deadline_s = self._settings.deadline_seconds
-        condition = trials[0].condition
-        with session.under(condition, self.tell, deadline_s=deadline_s) as readings:
-            for round_ in range(self._plan.runs):
-                left = [t for t in trials if t.key not in self._failed]
-                due = [t for t in left if complete[t.key] <= round_]
-                np.random.default_rng([self._plan.seed, round_]).shuffle(due)
-                for turn in [due] if self._together and due else [[trial] for trial in due]:
-                    self._workspace.progress(
-                        f"measure: {session.device.id} round {round_ + 1}/{self._plan.runs},"
-                        f" {self._name(turn)}"
-                    )
-                    session.cool(condition, self.tell)
-                    try:
-                        self._one_process(session, turn, round_, numbers, readings)
-                    except AgentError as error:
-                        self._fail(turn, session, error.message)
+        for round_ in range(self._plan.runs):
+            left = [t for t in trials if t.key not in self._failed]
+            due = [t for t in left if complete[t.key] <= round_]
+            np.random.default_rng([self._plan.seed, round_]).shuffle(due)
+            for turn in [due] if self._together and due else [[trial] for trial in due]:
+                self._workspace.progress(
+                    f"measure: {session.device.id} round {round_ + 1}/{self._plan.runs},"
+                    f" {self._name(turn)}"
+                )
+                session.cool(turn[0].condition, self.tell)
+                try:
+                    self._one_process(session, turn, round_, numbers, readings)
+                except AgentError as error:
+                    self._fail(turn, session, error.message)
         for trial in trials:
             if trial.key not in self._failed:
                 self._store.close_trial(trial.key, "accepted", fence=session.lease.fence)

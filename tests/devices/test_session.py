@@ -270,7 +270,7 @@ def test_what_the_agent_reports_reaches_the_user(tmp_path, tiny_model):
 
 def recorder_with_samples() -> RunRecorder:
     recorder = RunRecorder(["a"])
-    recorder.line('{"event":"hello","runtime":"onnxruntime","version":"1"}')
+    recorder.line('{"event":"hello","runtime":"onnxruntime","version":"1","agent":"python"}')
     recorder.line('{"event":"samples","job":"a","ns":[10,20]}')
     return recorder
 
@@ -290,7 +290,8 @@ GARBAGE = [
     '{"event":"line"}',
     '{"event":"hello"}',
     '{"event":"loaded","job":"a"}',
-    '{"event":"loaded","job":"a","load_ns":"soon","first_ns":1,"delegates":[]}',
+    '{"event":"loaded","job":"a","load_ns":"soon","first_ns":1,"delegates":[],"threads":1}',
+    '{"event":"loaded","job":"a","load_ns":1,"first_ns":1,"delegates":[],"threads":0}',
     '{"event":"samples","job":"b","ns":[1]}',
     '{"event":"samples","job":["a"],"ns":[1]}',
     '{"event":"samples","job":"a"}',
@@ -334,6 +335,8 @@ EVENTS = st.sampled_from(
             "version": JSON,
             "when": st.just("before") | JSON,
             "delegates": JSON,
+            "threads": st.just(1) | JSON,
+            "agent": JSON,
             "load_ns": JSON,
             "first_ns": JSON,
             "peak_bytes": JSON,
