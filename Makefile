@@ -3,7 +3,11 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: env demo test check clean
+# What the tests start besides Python: servers, shells, compilers, emulators.
+APT    := openssh-server busybox mksh g++ gcc-aarch64-linux-gnu libc6-dev-arm64-cross \
+          qemu-user-static mmdebstrap
+
+.PHONY: env demo endpoints test check clean
 
 # The stamp follows pyproject.toml: an unchanged environment costs nothing.
 $(VENV)/.installed: pyproject.toml
@@ -16,12 +20,15 @@ env: $(VENV)/.installed
 demo: env
 	$(BIN)/python -m tools.demo --workspace workspace/demo
 
-# The tests start a real OpenSSH server; where it can be installed, it is.
+endpoints: env
+	$(BIN)/python -m tools.endpoints
+
+# Where they can be installed, they are; a test whose tools are missing is skipped, and says so.
 test: env
-	@command -v sshd >/dev/null || test -x /usr/sbin/sshd || { \
+	@dpkg-query -W $(APT) >/dev/null 2>&1 || { \
 	  [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
-	  && apt-get update -qq && apt-get install -y -qq openssh-server >/dev/null; } \
-	  || echo "no OpenSSH server: tests that need one will be skipped"
+	  && apt-get update -qq && apt-get install -y -qq --no-install-recommends $(APT) >/dev/null; } \
+	  || echo "not all of $(APT) are installed: tests that need them will be skipped"
 	$(BIN)/python -m pytest
 
 check: env

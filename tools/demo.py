@@ -1,9 +1,9 @@
-"""The whole loop on the digits model, on this machine behind a real SSH server.
+"""The whole loop on the digits model, on this machine as a board over SSH and as a phone over ADB.
 
     python -m tools.demo [--workspace workspace/demo]
 
-Starts an OpenSSH server on loopback for as long as it runs; where none is installed it says so and
-uses the local transport.
+Starts an OpenSSH server and an adbd on loopback for as long as it runs.  What cannot run on this
+machine is left out and said; where neither can, the local transport is used.
 """
 
 from __future__ import annotations
@@ -12,65 +12,64 @@ import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import yaml
 
 from devices.endpoints.processes import end_with_parent
-from devices.endpoints.sshd import find_sshd, serve
-from profiles.errors import EdgeError
+from devices.inventory import load_inventory
+from profiles.errors import DeviceUnreachable, EdgeError
+from tools.endpoints import lab
 
 RECIPE = Path(__file__).parents[1] / "pipeline" / "examples" / "digits.yaml"
 
 
-@contextmanager
-def loopback_inventory(folder: Path) -> Iterator[Path]:
-    """A ``devices.yaml`` with this machine as device ``loopback``, reachable while in context."""
+def local_inventory(folder: Path) -> Path:
+    """A ``devices.yaml`` with this machine as device ``board``, without a server."""
     folder.mkdir(parents=True, exist_ok=True)
+    entry = {
+        "id": "board",
+        "profile": f"linux-{os.uname().machine}",
+        "address": "local:",
+        "python": sys.executable,
+        "root": str(folder.absolute() / "device"),
+    }
     path = folder / "devices.yaml"
-    root = str(folder.absolute() / "device")
-    if find_sshd() is None:
-        print(
-            "no OpenSSH server here (apt-get install openssh-server): using the local transport",
-            file=sys.stderr,
-        )
-        entry = {
-            "id": "loopback",
-            "profile": f"linux-{os.uname().machine}",
-            "address": "local:",
-            "python": sys.executable,
-            "root": root,
-        }
-        path.write_text(yaml.safe_dump({"devices": [entry]}))
-        yield path
-        return
-    with serve(folder / "sshd") as server:
-        entry = server.inventory_entry("loopback", root)
-        path.write_text(yaml.safe_dump({"devices": [entry]}))
-        yield path
+    path.write_text(yaml.safe_dump({"devices": [entry]}))
+    return path
+
+
+def demo(recipe: Path, workspace: Path, inventory: Path, rest: list[str]) -> int:
+    """Run a recipe on every device of an inventory; returns the exit code of ``device-lab run``."""
+    names = ", ".join(device.id for device in load_inventory(inventory).devices)
+    command = [
+        str(Path(sys.executable).with_name("device-lab")),
+        "run",
+        str(recipe),
+        *("--workspace", str(workspace)),
+        *("--set", f"inventory={inventory.absolute()}"),
+        *("--set", f"devices=[{names}]"),
+        *rest,
+    ]
+    # However the demo ends, the run does not outlive it.
+    return subprocess.run(command, check=False, preexec_fn=end_with_parent).returncode
 
 
 def main() -> int:
-    """Run the demo; returns the exit code of ``device-lab run``."""
+    """Run the demo; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workspace", type=Path, default=Path("workspace/demo"))
     parser.add_argument("--recipe", type=Path, default=RECIPE)
     options, rest = parser.parse_known_args()
-    with loopback_inventory(options.workspace / "lab") as inventory:
-        command = [
-            str(Path(sys.executable).with_name("device-lab")),
-            "run",
-            str(options.recipe),
-            "--workspace",
-            str(options.workspace),
-            "--set",
-            f"inventory={inventory.absolute()}",
-            *rest,
-        ]
-        # However the demo ends, neither the run nor the server outlives it.
-        return subprocess.run(command, check=False, preexec_fn=end_with_parent).returncode
+    folder = options.workspace / "lab"
+    with ExitStack() as running:
+        try:
+            inventory = running.enter_context(lab(folder))
+        except DeviceUnreachable as error:
+            print(f"{error}: using the local transport", file=sys.stderr)
+            inventory = local_inventory(folder)
+        return demo(options.recipe, options.workspace, inventory, rest)
 
 
 if __name__ == "__main__":

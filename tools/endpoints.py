@@ -84,7 +84,8 @@ def _phone(folder: Path, running: ExitStack) -> Entry:
 
     phone = running.enter_context(serve_phone(folder, install_phone(folder / "recorded")))
     entry = phone.inventory_entry(folder.name, str(folder / "device"))
-    return {**entry, **_as_phone(runtime_libraries())}
+    # ExecuTorch has no C library that the native agent could load.
+    return {**entry, "python": sys.executable, **_as_phone(runtime_libraries())}
 
 
 def _arm_board(folder: Path, running: ExitStack) -> Entry:

@@ -31,8 +31,9 @@ def commands(
 
 
 ALL = commands(typer.main.get_command(app))
+# What follows " -- " is another program's.
 DOCUMENTED = [
-    shlex.split(line.split("  #")[0])
+    shlex.split(line.split("  #")[0].split(" -- ")[0])
     for line in SHELL.splitlines()
     if line.startswith("device-lab ")
 ]

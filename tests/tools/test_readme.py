@@ -11,7 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
+from devices.endpoints.adbd import Phone
+from devices.inventory import Device
+from devices.transport.adb import AdbTransport
+from profiles.config import parse
+
+RECORDED = Path(__file__).parents[1] / "golden/stock/benchmark_model/2024-xnnpack.txt"
 README = Path(__file__).parents[2] / "README.md"
 DEVICE_LAB = Path(sys.executable).with_name("device-lab")
 
@@ -51,6 +58,10 @@ SMALLER = {
     "key_file: ~/.ssh/id_ed25519     # optional: else your agent and default keys": "",
     "edge/bin/python         # on the board": f"{sys.executable}\n    root: ROOT",
 }
+# The recorded output of a real one, with the counts it is asked for.
+BENCHMARK_MODEL = f"""#!/bin/sh
+cat {RECORDED}
+"""
 
 
 def blocks(language: str) -> list[str]:
@@ -66,12 +77,12 @@ def commands() -> list[str]:
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files that the README tells a user to write."""
     folder = tmp_path_factory.mktemp("project")
-    devices, recipe = blocks("yaml")
+    devices, _phone, recipe = blocks("yaml")
     for ours, smaller in SMALLER.items():
         assert ours in devices + recipe, f"the README no longer says {ours!r}"
         devices, recipe = devices.replace(ours, smaller), recipe.replace(ours, smaller)
     machine = f"linux-{os.uname().machine}"
-    devices = devices.replace("linux-aarch64", machine).replace("ROOT", str(folder / "board"))
+    devices = devices.replace("raspberry-pi-5", machine).replace("ROOT", str(folder / "board"))
     (folder / "devices.yaml").write_text(devices)
     (folder / "recipe.yaml").write_text(recipe + SEARCH)
     (folder / "mymodel.py").write_text(MODEL)
@@ -93,15 +104,38 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_every_command_of_the_readme_works_in_its_order(project: Path) -> None:
-    assert len(commands()) >= 9
+def test_every_command_of_the_readme_works_in_its_order(project: Path, phone: Phone) -> None:
+    """With a phone attached, and one of LiteRT's benchmark tools on the board."""
+    home = project / "home"
+    (home / "bin").mkdir(parents=True)
+    (home / "bin/benchmark_model").write_text(BENCHMARK_MODEL)
+    (home / "bin/benchmark_model").chmod(0o755)
+    AdbTransport(phone.serial, phone.server).close()  # now the adb server knows it
+    port = str(phone.server[1])
+    environment = {**os.environ, "HOME": str(home), "ANDROID_ADB_SERVER_PORT": port}
+    assert len(commands()) >= 15
     for command in commands():
-        words = shlex.split(command)
         done = subprocess.run(
-            [DEVICE_LAB, *words[1:]], cwd=project, capture_output=True, text=True, check=False
+            [DEVICE_LAB, *shlex.split(command)[1:]],
+            cwd=project,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     assert "<html" in (project / "report.html").read_text()[:200]
+
+
+def test_the_phone_of_the_readme_is_one(tmp_path: Path) -> None:
+    _devices, text, _recipe = blocks("yaml")
+    (entry,) = yaml.safe_load(text)["devices"]
+    for library in entry["libraries"].values():
+        (tmp_path / library).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / library).touch()
+    phone = parse(Device, entry, "README", tmp_path)
+    assert phone.transport_name == "adb"
+    assert {phone.agent_for(runtime) for runtime in phone.details().runtimes} == {"native"}
 
 
 @pytest.mark.slow
