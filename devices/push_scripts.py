@@ -73,9 +73,8 @@ exit 3
 """
 )
 
-# The same while the bytes still arrive: read on from where the last look ended, and look again
-# sooner when little is missing (in units of 1000 bytes, which mksh can calculate with).  It only
-# ever succeeds or leaves things as they are; without growth for a second or so it gives up.
+# The same while the bytes still arrive: read on from where the last look ended.  It only ever
+# succeeds or leaves things as they are; without growth for a second or so it gives up.
 FOLLOW = (
     _HASH
     + """
@@ -95,9 +94,7 @@ line=$({
     now=$(size_of "$partial")
     cat <&3
     [ "$now" = "$size" ] || [ -z "$now" ] && break
-    if [ "$now" = "$before" ]; then idle=$((idle + 1)); else idle=0; fi
-    here=${now%???} was=${before%???} all=${size%???}
-    if [ $((all - ${here:-0})) -gt $((${here:-0} - ${was:-0})) ]; then doze 04; else doze 01; fi
+    if [ "$now" = "$before" ]; then idle=$((idle + 1)) && doze 04; else idle=0 && doze 01; fi
     before=$now
   done
 } | $hash)
