@@ -66,28 +66,27 @@ def arm_phone(
         pytest.skip(f"no aarch64 phone: {error}")
 
 
-@pytest.fixture
-def tiny_file(tmp_path: Path) -> Callable[[str], Path]:
+def tiny_file(folder: Path, runtime: str) -> Path:
     """Write the tiny model of a runtime."""
+    path = folder / f"tiny{_SUFFIXES[runtime]}"
+    path.write_bytes(tiny_model(runtime))
+    return path
 
-    def write(runtime: str) -> Path:
-        path = tmp_path / f"tiny{_SUFFIXES[runtime]}"
-        path.write_bytes(tiny_model(runtime))
-        return path
 
-    return write
+def tiny_job(folder: Path, runtime: str) -> Job:
+    """The tiny model of a runtime as a job, with a value for its input."""
+    values = folder / "x.bin"
+    np.array([[-1, 2, -3, 4]], dtype=np.float32).tofile(values)
+    return Job("tiny", tiny_file(folder, runtime), _IO, (values,))
 
 
 @pytest.fixture
-def measure(tmp_path: Path, tiny_file: Callable[[str], Path]) -> Measure:
+def measure(tmp_path: Path) -> Measure:
     def run(session: Session, runtime: str) -> RunRecorder:
-        values = tmp_path / "x.bin"
-        np.array([[-1, 2, -3, 4]], dtype=np.float32).tofile(values)
-        job = Job("tiny", tiny_file(runtime), _IO, (values,))
         recorder = RunRecorder(["tiny"])
         session.run(
             runtime,
-            [job],
+            [tiny_job(tmp_path, runtime)],
             condition=Condition(),
             plan=plan(iterations=10),
             seed=0,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import yaml
 
 from devices.visit import visit
 from tests.builders import device
-from tests.emulated.conftest import Measure
+from tests.emulated.conftest import Measure, tiny_file
 from tests.projects import device_lab
 
 pytestmark = [pytest.mark.emulated, pytest.mark.root]
@@ -68,9 +67,7 @@ def test_a_phone_is_measured_by_the_native_agent(arm_rootfs, arm_phone, measure:
     assert delivered(recorder)
 
 
-def test_its_figures_are_labelled_emulated_everywhere(
-    arm_board, tiny_file: Callable[[str], Path], tmp_path: Path
-):
+def test_its_figures_are_labelled_emulated_everywhere(arm_board, tmp_path: Path):
     """What a user types, from ``devices.yaml`` on."""
     entry: dict[str, Any] = arm_board.inventory_entry("arm-board", "tflite")
     (tmp_path / "devices.yaml").write_text(yaml.safe_dump({"devices": [entry]}))
@@ -80,7 +77,7 @@ def test_its_figures_are_labelled_emulated_everywhere(
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    artifact = str(tiny_file("litert"))
+    artifact = str(tiny_file(tmp_path, "litert"))
     told = json.loads(
         lab("measure", artifact, "-d", "arm-board", "--runs", "3", "--iterations", "5", "--json")
     )
