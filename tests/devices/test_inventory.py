@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from devices.inventory import Inventory, load_inventory
+from devices.discovery import fitting_profile
+from devices.inventory import Device, Inventory, load_inventory
 from devices.transport.local import LocalTransport
 from devices.transport.scripted import ScriptedTransport
 from profiles.errors import ConfigError, UsageError
@@ -95,6 +97,8 @@ def test_an_empty_inventory_knows_no_device(tmp_path):
         "ssh://pi@host:port",
         "ssh://pi@host:99999",
         "ssh://[::1",
+        "adb:",
+        "adb://192.0.2.7:5555",
         "",
     ],
 )
@@ -105,7 +109,10 @@ def test_bad_addresses(tmp_path, address):
 
 @pytest.mark.parametrize(
     "address",
-    ["ssh://host", "ssh://pi@host", "ssh://pi@host:2222", "ssh://[::1]:22", "local:", "SSH://host"],
+    [
+        *("ssh://host", "ssh://pi@host", "ssh://pi@host:2222", "ssh://[::1]:22", "SSH://host"),
+        *("local:", "adb:28291FDH2000AB", "adb:192.0.2.7:5555"),
+    ],
 )
 def test_good_addresses(tmp_path, address):
     device = load(tmp_path, {**GOOD, "address": address}).find("pi5")
@@ -186,3 +193,108 @@ def test_connecting_without_ssh(tmp_path):
     assert type(local.connect()) is LocalTransport
     assert type(played.connect()) is ScriptedTransport
     assert played.connect().run(["pwd"], deadline_s=10).stdout == f"{tmp_path}/home\n".encode()
+
+
+PHONE = {"id": "pixel", "profile": "pixel-8", "address": "adb:28291FDH2000AB"}
+
+
+def phone(folder: Path, **changes: Any) -> Device:
+    return load(folder, {**PHONE, **changes}).find("pixel")
+
+
+def test_a_phone(tmp_path):
+    for name in ("libonnxruntime.so", "libLiteRt.so"):
+        (tmp_path / name).write_bytes(name.encode())
+    device = phone(
+        tmp_path,
+        libraries={"onnxruntime": "libonnxruntime.so", "litert": "libLiteRt.so"},
+        adb_server="127.0.0.1:5038",
+        serial="28291FDH2000AB",
+        gates={"battery_percent": [40, 80], "screen": "off"},
+    )
+    assert device.libraries["litert"] == tmp_path / "libLiteRt.so"
+    assert device.interpreter is None
+    assert device.folder == "/data/local/tmp/edgeloop"
+    assert [device.agent_for(name) for name in ("onnxruntime", "litert", "executorch")] == [
+        *("native", "native", "python")
+    ]
+
+
+def test_a_devices_own_gates_change_its_profiles(tmp_path):
+    device = phone(tmp_path, gates={"battery_percent": [40, 80], "max_thermal_status": None})
+    gates, profile = device.all_gates(), device.details().gates
+    assert gates.battery_percent == (40, 80)
+    assert profile.max_thermal_status is not None
+    assert gates.max_thermal_status is None
+    assert gates.settle_s == profile.settle_s
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"libraries": {"executorch": "lib.so"}}, "the native agent loads onnxruntime and litert"),
+        ({"libraries": {"litert": "nowhere.so"}}, "there is no file"),
+        ({"adb_server": "localhost"}, "HOST:PORT"),
+        ({"adb_server": "localhost:99999"}, "HOST:PORT"),
+        ({"serial": "two words"}, "devices.0.serial: "),
+        ({"gates": {"battery_percent": [80, 40]}}, "LOW, HIGH"),
+        ({"gates": {"warmth": 3}}, "no such key"),
+        ({"key_file": "lib.so"}, "key_file is for ssh addresses only"),
+        ({"address": "local:", "adb_server": "localhost:5038"}, "is for adb addresses only"),
+    ],
+)
+def test_mistakes_about_a_phone(tmp_path, changes, told):
+    (tmp_path / "lib.so").touch()
+    (problem,) = problems(tmp_path, {**PHONE, **changes})
+    assert told in problem
+
+
+def test_the_place_of_a_measurement_is_hardware_way_and_program(tmp_path):
+    """It stays where address and name change, and is another where what measures is."""
+    library = tmp_path / "libonnxruntime.so"
+    library.write_bytes(b"1.31")
+
+    def place(serial: str = "S1", runtime: str = "onnxruntime", **changes: Any) -> str:
+        given = {"libraries": {"onnxruntime": library.name}, **changes}
+        (device,) = load(tmp_path, {**PHONE, **given}).devices
+        return device.place(serial, runtime)
+
+    here = place()
+    assert here == place(id="other", address="adb:192.0.2.7:5555", root="/data/x")
+    others = [
+        place(serial="S2"),
+        place(address="ssh://pi@192.0.2.7"),
+        place(libraries={}, python="python3"),
+        place(libraries={}, python="other/python3"),
+        place(emulated=True),
+    ]
+    library.write_bytes(b"1.32")
+    others.append(place())
+    assert len({here, *others}) == 7
+
+
+def test_what_to_type_to_run_something_on_a_device(tmp_path):
+    typed = [
+        load(tmp_path, {**GOOD, "address": address}).find("pi5").typed("pip install 'numpy<2'")
+        for address in ("ssh://pi@192.0.2.7:2222", "adb:SER1AL", "local:")
+    ]
+    assert [shlex.split(line)[:-1] for line in typed[:2]] == [
+        ["ssh", "-p", "2222", "pi@192.0.2.7"],
+        ["adb", "-s", "SER1AL", "shell"],
+    ]
+    assert {shlex.split(line)[-1] for line in typed[:2]} == {"pip install 'numpy<2'"}
+    assert typed[2] == "pip install 'numpy<2'"
+
+
+@pytest.mark.parametrize(
+    ("facts", "profile"),
+    [
+        ({"system": "android", "model": "Pixel 8"}, "pixel-8"),
+        ({"system": "android", "model": "Something Else"}, "android"),
+        ({"system": "android"}, "android"),
+        ({"system": "linux", "machine": "x86_64"}, "linux-x86_64"),
+        ({"system": "linux", "machine": "aarch64", "model": "unheard of"}, "linux-aarch64"),
+    ],
+)
+def test_the_profile_that_fits_a_found_device(facts, profile):
+    assert fitting_profile(facts) == profile
