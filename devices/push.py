@@ -31,6 +31,8 @@ MINIMUM_BYTES_PER_S = 50_000
 LIMIT_BYTES = 4 << 30
 #: From here on the device hashes while it still receives; for less another command costs more.
 FOLLOW_FROM_BYTES = 4 << 20
+#: Of one file; other hosts may take over what is being sent, and that is no damage.
+_TRIES = 6
 #: Names in one command: some 90 bytes each, and Linux allows 128 KiB for an argument.
 _BATCH = 500
 _NAME = re.compile(r"[0-9a-f]{64}(\.\w+)?", re.ASCII)
@@ -126,7 +128,9 @@ class RemoteStore:
         size = path.stat().st_size
         arrived = "nothing"
         begun = self._claim(name, partial) if partial and partial[0] <= size else None
-        for offset, aside in (begun or _fresh(name), _fresh(name)):
+        damaged = 0
+        for attempt in range(_TRIES):
+            offset, aside = begun if begun and attempt == 0 else _fresh(name)
             if self._push(path, aside, name, offset):
                 return
             done = self._hashed(push_scripts.ADOPT, aside, name, size)
@@ -140,6 +144,9 @@ class RemoteStore:
                 )
             if done.exit_code not in (3, 4):
                 raise DeviceError(f"{path.name} cannot be stored: {done.complaint()}")
+            damaged += done.exit_code == 3
+            if damaged == 2:
+                break
         sha256 = name.partition(".")[0]
         if file_sha256(path) != sha256:
             raise IntegrityError(
