@@ -296,3 +296,18 @@ def test_a_whole_run_is_clean(watched_agent, tiny_model: TinyModel, tmp_path):
     plan.write_text(json.dumps(agent_plan(jobs, library=library)))
     code, events, errors = run(watched_agent, plan)
     assert (code, events[-1]["event"]) == (0, "done"), errors
+
+
+# Both agents on the same models
+
+
+@pytest.mark.slow
+@needs_cc
+def test_the_benchmark_of_agreement_reports_every_runtime_with_a_library():
+    words = [sys.executable, "-m", "tools.bench.agents", "--json", "--pairs", "2", "--turns", "3"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    assert {item["runtime"] for item in found} == set(runtime_libraries())
+    for item in found:
+        # An agent that timed something else than the call would be off by far more.
+        assert 0.5 < item["ratio"] < 2

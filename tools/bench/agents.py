@@ -4,16 +4,17 @@
 
 Two networks of depthwise separable convolutions with random weights, of some milliseconds, are
 exported once for each runtime whose C library is among the packages here.  A pair is one process
-of each agent with the same plan; they take turns of a slice, one stopped while the other runs, so
-that what else the machine does falls on both.  A pair's ratio is the median, over its turns, of
-native / Python slice medians; reported are the geometric mean over the pairs and its interval,
-Student's t over the logarithms.
+of each agent with the same plan; they take turns of a slice on one core, one stopped while the
+other runs, so that what else the machine does falls on both.  A pair's ratio is the median, over
+its turns, of native / Python slice medians; reported are the geometric mean over the pairs and its
+interval, Student's t over the logarithms.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import select
 import shlex
@@ -161,7 +162,7 @@ def write_plan(folder: Path, runtime: str, model: Path) -> Path:
         "library": str(runtime_libraries()[runtime]),
         "delegate": None,
         "threads": 1,
-        "core_mask": None,
+        "core_mask": f"{1 << max(os.sched_getaffinity(0)):x}",
         "deadline_s": RUN_DEADLINE_S,
         "warmup_iterations": 5,
         "warmup_ns": 50_000_000,

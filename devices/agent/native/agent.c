@@ -1096,7 +1096,8 @@ static void require(const struct plan *plan, const struct job *job, const char *
 
 /* Find out for every job what really executes it. */
 static void find_delegates(const struct runtime *runtime, struct plan *plan) {
-    bool standard = runtime->standard && (!plan->delegate || !strcmp(plan->delegate, runtime->standard));
+    bool standard = runtime->standard
+                    && (!plan->delegate || !strcmp(plan->delegate, runtime->standard));
     if (!standard) {
         struct visit visit = {runtime, plan};
         int status;
@@ -1123,7 +1124,9 @@ static void find_delegates(const struct runtime *runtime, struct plan *plan) {
 
 /* ---------------------------------------------------------------- the device's state --------- */
 
-static int by_name(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
+static int by_name(const void *a, const void *b) {
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
 
 /* Append the numbers in FOLDER/PREFIX<digit>.../FILE, in the order of the names. */
 static void append_numbers(struct text *text, const char *folder, const char *prefix,
@@ -1192,11 +1195,13 @@ static void pin(const char *mask) {
         int nibble = c <= '9' ? c - '0' : c - 'a' + 10;
         for (size_t bit = 0; bit < 4; bit++) {
             if (!(nibble >> bit & 1)) continue;
-            if (4 * i + bit >= CPU_SETSIZE) fail("failed", "core_mask names a core beyond %d", CPU_SETSIZE);
+            if (4 * i + bit >= CPU_SETSIZE)
+                fail("failed", "core_mask names a core beyond %d", CPU_SETSIZE);
             CPU_SET(4 * i + bit, &wanted);
         }
     }
-    if (sched_setaffinity(0, sizeof wanted, &wanted)) fail("failed", "core_mask %s: %s", mask, strerror(errno));
+    if (sched_setaffinity(0, sizeof wanted, &wanted))
+        fail("failed", "core_mask %s: %s", mask, strerror(errno));
     if (sched_getaffinity(0, sizeof granted, &granted) || !CPU_EQUAL(&wanted, &granted))
         fail("failed", "core_mask %s: not all of its cores are there", mask);
 }
