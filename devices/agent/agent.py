@@ -39,6 +39,8 @@ from devices.agent.environment import environment, peak_bytes
 PLAN_FORMAT = 2
 #: How long after its deadline an agent is ended that could not end itself, in s.
 DEADLINE_GRACE_S = 5
+#: Of inputs in memory, in bytes: a cache line.
+ALIGNMENT = 64
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -124,8 +126,13 @@ def _delegates(engine: Engine, plan: dict[str, Any], job: dict[str, Any]) -> lis
 def _read_input(spec: dict[str, Any]) -> Any:
     import numpy
 
-    raw = numpy.fromfile(spec["path"], dtype=spec["dtype"])
-    return raw.reshape(spec["shape"])
+    raw = numpy.fromfile(spec["path"], dtype="uint8")
+    # Aligned as the native agent's are: kernels read such inputs up to some percent faster.
+    room = numpy.empty(raw.size + ALIGNMENT, dtype="uint8")
+    start = -room.ctypes.data % ALIGNMENT
+    aligned = room[start : start + raw.size]
+    aligned[:] = raw
+    return aligned.view(spec["dtype"]).reshape(spec["shape"])
 
 
 def _take_turns(engines: dict[str, Engine], plan: dict[str, Any], emit: Emit) -> None:
