@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import yaml
 
-from devices.visit import visit
+from devices.inventory import load_inventory
+from devices.visit import serial_of, visit
 from tests.builders import device
 from tests.emulated.conftest import Measure, tiny_file
 from tests.projects import device_lab
+from tools.endpoints import lab
 
 pytestmark = [pytest.mark.emulated, pytest.mark.root]
 
@@ -72,24 +74,39 @@ def test_its_figures_are_labelled_emulated_everywhere(arm_board, tmp_path: Path)
     entry: dict[str, Any] = arm_board.inventory_entry("arm-board", "tflite")
     (tmp_path / "devices.yaml").write_text(yaml.safe_dump({"devices": [entry]}))
 
-    def lab(*words: str) -> str:
+    def answer(*words: str) -> str:
         done = device_lab(*words, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     artifact = str(tiny_file(tmp_path, "litert"))
-    told = json.loads(
-        lab("measure", artifact, "-d", "arm-board", "--runs", "3", "--iterations", "5", "--json")
+    measured = json.loads(
+        answer("measure", artifact, "-d", "arm-board", "--runs", "3", "--iterations", "5", "--json")
     )
-    kept = json.loads(lab("results", "--json"))
-    for rows in (told, kept):
+    kept = json.loads(answer("results", "--json"))
+    for rows in (measured, kept):
         assert [row["emulated"] for row in _measurements(rows)] == [True]
-    assert "arm-board (emulated)" in " ".join(lab("results").split())
-    lab("report", "--output", "report.html")
+    assert "arm-board (emulated)" in " ".join(answer("results").split())
+    answer("report", "--output", "report.html")
     page = (tmp_path / "report.html").read_text()
     assert re.search(r'arm-board\s*<b class="bad">emulated</b>', page)
-    (listed,) = json.loads(lab("devices", "list", "--json"))
+    (listed,) = json.loads(answer("devices", "list", "--json"))
     assert listed["emulated"] is True
+
+
+@pytest.mark.sshd
+@pytest.mark.adbd
+def test_a_lab_for_anyone_to_try_has_them_too(arm_rootfs, tmp_path: Path):
+    with lab(tmp_path / "lab", emulated=True) as path:
+        devices = {one.id: one for one in load_inventory(path).devices}
+        said = device_lab("devices", "list", "--inventory", path, "--json", cwd=tmp_path)
+        with visit(devices["arm-phone"]) as session:
+            assert session.facts["machine"] == "aarch64"
+        serials = {serial_of(device) for device in devices.values()}
+    assert list(devices) == ["board", "phone", "arm-board", "arm-phone"]
+    emulated = {row["id"]: row["emulated"] for row in json.loads(said.stdout)}
+    assert emulated == {"board": False, "phone": True, "arm-board": True, "arm-phone": True}
+    assert len(serials) == 4
 
 
 def _measurements(told: Any) -> list[dict[str, Any]]:
