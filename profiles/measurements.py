@@ -49,6 +49,10 @@ def conclude(trial: Trial | None, parity: Parity | None, artifact: ArtifactRow) 
         peak_bytes=_highest(complete),
         size_bytes=artifact.size_bytes,
         parity=parity,
+        agent=trial.agent if trial else "unknown",
+        delegates=trial.delegates if trial else (),
+        device_serial=trial.device_serial if trial else "unknown",
+        device_build=trial.device_build if trial else "unknown",
     )
 
 

@@ -281,3 +281,7 @@ class Measurement:
     peak_bytes: int | None
     size_bytes: int
     parity: Parity | None
+    agent: str = "unknown"
+    delegates: tuple[str, ...] = ()
+    device_serial: str = "unknown"
+    device_build: str = "unknown"

@@ -102,10 +102,10 @@ def _same(one: Row, other: Row) -> bool:
 
 
 def _devices(rows: tuple[Row, ...]) -> list[Measurement]:
-    """One measurement for each device, runtime and condition: what the numbers stand on."""
+    """One measurement for each device, runtime, delegates and condition: what numbers stand on."""
     seen: dict[tuple[Any, ...], Measurement] = {}
     for row in rows:
         m = row.measurement
         if m.device:
-            seen.setdefault((m.device, m.runtime, m.runtime_version, m.condition), m)
+            seen.setdefault((m.device, m.runtime_version, m.delegates, m.condition), m)
     return sorted(seen.values(), key=lambda m: (m.device, m.runtime))
