@@ -4,10 +4,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 # What the tests start besides Python: servers, shells, compilers, emulators.
-APT    := openssh-server busybox mksh g++ gcc-aarch64-linux-gnu libc6-dev-arm64-cross \
-          qemu-user-static mmdebstrap
+APT    := openssh-server busybox mksh toybox g++ g++-aarch64-linux-gnu qemu-user-static
 
-.PHONY: env demo endpoints test check clean
+.PHONY: env demo endpoints test test-board check clean
 
 # The stamp follows pyproject.toml: an unchanged environment costs nothing.
 $(VENV)/.installed: pyproject.toml
@@ -30,6 +29,13 @@ test: env
 	  && apt-get update -qq && apt-get install -y -qq --no-install-recommends $(APT) >/dev/null; } \
 	  || echo "not all of $(APT) are installed: tests that need them will be skipped"
 	$(BIN)/python -m pytest
+
+# A whole emulated board with a kernel of its own, for the nightly; needs root.
+BOARD_APT := qemu-system-arm e2fsprogs
+test-board: env
+	@dpkg-query -W $(BOARD_APT) >/dev/null 2>&1 \
+	  || { apt-get update -qq && apt-get install -y -qq $(BOARD_APT) >/dev/null; }
+	EDGELOOP_BOARD=1 $(BIN)/python -m pytest tests/emulated/test_whole_board.py
 
 check: env
 	$(BIN)/ruff check .

@@ -6,12 +6,16 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from profiles.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
     from pipeline.flow import RunSummary, run
+
+# Before the first import of onnxruntime, whose official builds report home from 1.29 on.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = ["Recipe", "RunSummary", "load_recipe", "run"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from devices.endpoints.adbd import Phone, adbd_files, build_shim, serve_phone
 from devices.endpoints.sshd import LoopbackServer, find_sshd, serve
 from profiles.errors import DeviceUnreachable
 from tests.builders import TinyModel, build_tiny_model
+
+# Nothing reports home from a test either; each runtime is told before it is imported.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 # How long one example takes depends on what else the machine does.
 settings.register_profile("edgeloop", deadline=None, print_blob=True)

@@ -161,7 +161,7 @@ def serve(image: Image, folder: Path) -> Iterator[Board]:
     for path in (keys, own):
         path.mkdir(parents=True, exist_ok=True)
         path.chmod(0o700)
-    sshd._make_keys(keys, port)
+    sshd.make_keys(keys, port)
     _write_own(own, keys)
     make_disk(own, folder / "own.img", "4M")
     control = folder / "control"
@@ -197,7 +197,7 @@ def _write_own(own: Path, keys: Path) -> None:
     """What this board has of its own: keys, identity, and its first process."""
     for name in ("host_key", "authorized_keys"):
         shutil.copy(keys / name, own)
-    config = sshd._CONFIG.format(port=22, folder="/etc/edgeloop")
+    config = sshd.CONFIG.format(port=22, folder="/etc/edgeloop")
     config = config.replace("ListenAddress 127.0.0.1", f"ListenAddress {_ADDRESS}")
     (own / "sshd_config").write_text(config.replace('"/etc/edgeloop/sshd.pid"', "/run/sshd.pid"))
     (own / "init").write_text(_INIT)

@@ -74,12 +74,12 @@ def serve_board(rootfs: Rootfs, folder: Path) -> Iterator[EmulatedBoard]:
     keys, port = folder.absolute() / "keys", free_port()
     keys.mkdir(parents=True, exist_ok=True)
     keys.chmod(0o700)
-    sshd._make_keys(keys, port)
+    sshd.make_keys(keys, port)
     machine = Machine.make(rootfs, folder / "board")
     inside = machine.path("etc/edgeloop/sshd_config").parent
     for name in ("host_key", "authorized_keys"):
         shutil.copy(keys / name, inside)
-    (inside / "sshd_config").write_text(sshd._CONFIG.format(port=port, folder="/etc/edgeloop"))
+    (inside / "sshd_config").write_text(sshd.CONFIG.format(port=port, folder="/etc/edgeloop"))
     argv = ["/usr/sbin/sshd", "-D", "-e", "-f", "/etc/edgeloop/sshd_config"]
     with _started(machine, argv, port, folder / "sshd.log") as process:
         yield EmulatedBoard(port, keys / "user_key", keys / "known_hosts", process)

@@ -20,7 +20,7 @@ from devices.endpoints.processes import free_port, serving
 from profiles.errors import DeviceUnreachable
 
 # SHLVL keeps bash from reading a heavy start-up file before each command.
-_CONFIG = """\
+CONFIG = """\
 ListenAddress 127.0.0.1
 Port {port}
 HostKey "{folder}/host_key"
@@ -82,9 +82,9 @@ def serve(folder: Path) -> Iterator[LoopbackServer]:
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
     port = free_port()
-    _make_keys(folder, port)
+    make_keys(folder, port)
     config = folder / "sshd_config"
-    config.write_text(_CONFIG.format(port=port, folder=folder))
+    config.write_text(CONFIG.format(port=port, folder=folder))
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(exist_ok=True)  # privilege separation insists on it
     argv = [program, "-D", "-e", "-f", str(config)]
@@ -94,7 +94,8 @@ def serve(folder: Path) -> Iterator[LoopbackServer]:
         )
 
 
-def _make_keys(folder: Path, port: int) -> None:
+def make_keys(folder: Path, port: int) -> None:
+    """See that a folder holds a host key, a user's key, and the files that name them."""
     for name in ("host_key", "user_key"):
         if not (folder / name).exists():
             subprocess.run(

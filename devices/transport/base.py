@@ -47,7 +47,8 @@ class Completed:
 class Transport(Protocol):
     """A connection to one device.
 
-    Used by one thread at a time.  Every call ends by its deadline: with a result, or with
+    Used by one thread at a time, but that one ``run`` may go on in another while a ``push`` does.
+    Every call ends by its deadline: with a result, or with
     ``DeadlineExceeded`` (the peer is silent) or ``ConnectionLost`` (it is gone).  After either,
     only :meth:`close` may be called.  Relative remote paths start at the login's home folder.
     """
