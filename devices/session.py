@@ -220,14 +220,20 @@ class Session:
         """
         command = self._agents.measure(self.device.agent_for(runtime))
         program = self._plan(runtime, jobs, condition, plan, seed, deadline_s)
-        done = self.transport.run(
-            [*command, program], deadline_s=deadline_s + _GRACE_S, on_line=recorder.line
-        )
+        try:
+            done = self.transport.run(
+                [*command, program], deadline_s=deadline_s + _GRACE_S, on_line=recorder.line
+            )
+        except DeviceError:
+            self.lease.check()  # a run that breaks off may also have been disturbed before
+            raise
         self.lease.check()
         if recorder.error:
             raise AgentError(f"{runtime}: {recorder.error['message']}")
         if not recorder.done or done.exit_code != 0:
-            raise AgentError(f"the agent ended without a result: {done.complaint()}")
+            # Its output is its events: none of them says why it ended.
+            why = replace(done, stdout=b"").complaint()
+            raise AgentError(f"the agent ended without a result: {why}")
 
     def _plan(
         self,
