@@ -1,4 +1,4 @@
-"""A seeded schedule of faults, carried out while a campaign measures, and what must hold then.
+"""A seeded schedule of faults, carried out while a campaign measures.
 
 The campaign runs in a process of its own, which asks for each fault when its moment has come: in
 the middle of a push, after so many lines of the agent, or before a command.  It is started again
@@ -17,27 +17,40 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import paramiko  # noqa: F401 - here, so that not every campaign's process has to
+
 import devices.transport.adb
 import devices.transport.ssh
+import devices.visit
+from devices.endpoints.processes import end_with_parent
 from devices.inventory import Device
 from devices.lab import Lab
-from devices.lease import take_away
+from devices.lease import Lease, lease, take_away
 from devices.transport.base import Completed, LineSink, Transport
 from pipeline.campaign import Subject, measure
 from pipeline.stage import Workspace
 from profiles.errors import EdgeError
 from profiles.recipe import Measure
-from tests.faults.lab import Victim
+from tests.faults.lab import Victim, Wound
 
 MEASURE = Measure(runs=3, iterations=150, warmup_iterations=2, warmup_seconds=0)
 #: No call may take longer here, and none may be late by more than this.
-DEADLINE_S = 2.0
+DEADLINE_S = 1.0
 LATE_S = 2.0
-HOST_FAULTS = ("kill host", "take lease", "garbage")
+#: To connect is several calls.
+CONNECT_S = 3 * DEADLINE_S
+#: The host is killed; the lease is taken away by force; the host sleeps beyond its lease, and wakes
+#: up to find the device another's; the agent talks nonsense.
+HOST_FAULTS = ("kill host", "take lease", "freeze host", "garbage")
+#: After these the device is another's until it is leased again.
+TAKEN = ("take lease", "freeze host")
+#: When, and the counts it can come after: sixths of a file, lines of the agent, commands.
+MOMENTS = {"push": range(1, 6), "line": range(3, 13), "command": range(1, 16)}
 FAILED = 3
 
 
@@ -50,14 +63,27 @@ class Fault:
     count: int
 
 
+def possible(kinds: Sequence[str]) -> list[tuple[str, str]]:
+    """Each kind of fault with each moment at which it can occur."""
+    return [
+        (kind, moment)
+        for kind in (*kinds, *HOST_FAULTS)
+        for moment in (["line"] if kind in ("garbage", "kill agent") else MOMENTS)
+    ]
+
+
 def schedule(seed: int, kinds: Sequence[str], length: int) -> list[Fault]:
-    """The same faults for the same seed."""
-    chance = random.Random(seed)
+    """The same faults for the same seed.
+
+    They are dealt from a pack with each of :func:`possible` in it, which is shuffled anew once it
+    is used up; so a few seeds in a row have everything between them.
+    """
+    pack, chance = possible(kinds), random.Random(seed)
     faults = []
-    for _ in range(length):
-        kind = chance.choice([*kinds, *HOST_FAULTS])
-        moments = ["line"] if kind in ("garbage", "kill agent") else ["push", "line", "command"]
-        faults.append(Fault(kind, chance.choice(moments), chance.randrange(1, 6)))
+    for place in range(seed * length, (seed + 1) * length):
+        turn, card = divmod(place, len(pack))
+        kind, moment = random.Random(turn).sample(pack, len(pack))[card]
+        faults.append(Fault(kind, moment, chance.choice(MOMENTS[moment])))
     return faults
 
 
@@ -68,12 +94,13 @@ class Log:
         self.path = path
 
     def write(self, kind: str, value: Any) -> None:
+        line = json.dumps([kind, value, round(time.monotonic(), 3)]).encode() + b"\n"
         with self.path.open("ab", buffering=0) as stream:
-            stream.write(json.dumps([kind, value]).encode() + b"\n")
+            stream.write(line)
 
     def read(self) -> Iterator[tuple[str, Any]]:
         for line in self.path.read_text().splitlines():
-            kind, value = json.loads(line)
+            kind, value, _ = json.loads(line)
             yield kind, value
 
 
@@ -92,11 +119,11 @@ class Watched:
             self._hand.log.write("line", text)
             assert on_line is not None
             on_line(text)
-            if '"samples"' in text and self._hand.at("line") == "garbage":
+            if self._hand.at("line") == "garbage":
                 on_line("\x1b[2J Segmentation fault (core dumped)")
 
         self._hand.at("command")
-        with self._hand.on_time("run"):
+        with self._hand.on_time("run", DEADLINE_S):
             return self._inner.run(
                 argv, deadline_s=min(deadline_s, DEADLINE_S), on_line=on_line and hear
             )
@@ -108,7 +135,7 @@ class Watched:
         )
         watcher.start()
         try:
-            with self._hand.on_time("push"):
+            with self._hand.on_time("push", DEADLINE_S):
                 self._inner.push(
                     source, target, deadline_s=min(deadline_s, DEADLINE_S), offset=offset
                 )
@@ -133,6 +160,7 @@ class Hand:
         self.log = log
         self._left = list(faults)
         self._count = 0
+        self._struck = False
         self._ask, self._answer = ask, answer
         self._lock = threading.Lock()
 
@@ -160,47 +188,59 @@ class Hand:
                 return
             time.sleep(0.0005)
 
-    def on_time(self, what: str) -> OnTime:
-        return OnTime(self.log, what)
+    @contextmanager
+    def on_time(self, what: str, within_s: float) -> Iterator[None]:
+        """Note a call that ends after its deadline; say that one has come back after a fault."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            taken_s = time.monotonic() - start
+            if taken_s > within_s + LATE_S:
+                self.log.write("late", [what, taken_s])
+            with self._lock:
+                if self._struck:
+                    self._struck = False
+                    os.write(self._ask, b"back\n")
 
     def _strike(self) -> str:
         fault = self._left.pop(0)
         self._count = 0
-        self.log.write("fault", fault.kind)
-        if fault.kind == "kill host":
-            os.write(self._ask, b"kill host\n")
-            os.kill(os.getpid(), signal.SIGKILL)
+        self._struck = True
+        self.log.write("fault", [fault.kind, fault.moment])
         os.write(self._ask, fault.kind.encode() + b"\n")
-        os.read(self._answer, 1)
+        if fault.kind == "kill host":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if fault.kind == "freeze host":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        os.read(self._answer, 1)  # until it is done
         return fault.kind
 
 
-class OnTime:
-    """Notes calls that end after their deadline."""
-
-    def __init__(self, log: Log, what: str) -> None:
-        self._log, self._what = log, what
-
-    def __enter__(self) -> None:
-        self._start = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        taken_s = time.monotonic() - self._start
-        if taken_s > DEADLINE_S + LATE_S:
-            self._log.write("late", [self._what, taken_s])
-
-
-def campaign(workspace: Path, device: Device, subjects: Sequence[Subject], hand: Hand) -> int:
+def campaign(
+    workspace: Path, device: Device, subjects: Sequence[Subject], settings: Measure, hand: Hand
+) -> int:
     """In the child: measure; the exit code is 0 once all is measured."""
     devices.transport.ssh.CONNECT_TIMEOUT_S = DEADLINE_S
     devices.transport.adb.CONNECT_TIMEOUT_S = DEADLINE_S
     connect = Device.connect
-    Device.connect = lambda self: Watched(connect(self), hand)
+
+    def watched(device: Device) -> Transport:
+        with hand.on_time("connect", CONNECT_S):
+            return Watched(connect(device), hand)
+
+    @contextmanager
+    def noted(*arguments: Any, **named: Any) -> Iterator[Lease]:
+        with lease(*arguments, **named) as held:
+            hand.log.write("leased", held.fence)
+            yield held
+
+    Device.connect, devices.visit.lease = watched, noted
     try:
         opened = Workspace.open(workspace)
         for subject in subjects:
             opened.store.put_artifact(subject.artifact)
-        trials = measure(opened, device, subjects, MEASURE)
+        trials = measure(opened, device, subjects, settings)
     except EdgeError as error:
         hand.log.write("status", str(error))
         return FAILED
@@ -210,66 +250,107 @@ def campaign(workspace: Path, device: Device, subjects: Sequence[Subject], hand:
     return FAILED if failed else 0
 
 
-def carry_out(
-    victim: Victim,
-    device: Device,
-    workspace: Path,
-    subjects: Sequence[Subject],
-    faults: list[Fault],
-    log: Log,
-) -> list[Fault]:
-    """One life of the campaign's process.
+class Lives:
+    """The lives of a campaign's process, and what is done to it and its device meanwhile."""
 
-    Returns:
-        The faults that are still to come.
-    """
-    ask_read, ask_write = os.pipe()
-    answer_read, answer_write = os.pipe()
-    child = os.fork()
-    if child == 0:
+    def __init__(
+        self, victim: Victim, device: Device, workspace: Path, faults: Sequence[Fault], log: Log
+    ) -> None:
+        self.left = list(faults)
+        self._victim = victim
+        self._device = device
+        self._workspace = workspace
+        self._settings = MEASURE.model_copy(update={"mode": victim.mode})
+        self._log = log
+
+    def live(self, subjects: Sequence[Subject]) -> int:
+        """One life; its exit code, or the negative number of the signal that ended it."""
+        ask_read, ask_write = os.pipe()
+        answer_read, answer_write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            end_with_parent(signal.SIGKILL)
+            os.close(ask_read)
+            os.close(answer_write)
+            hand = Hand(self.left, self._log, ask_write, answer_read)
+            self._measure(subjects, hand)
+        os.close(ask_write)
+        os.close(answer_read)
         try:
-            code = campaign(workspace, device, subjects, Hand(faults, log, ask_write, answer_read))
+            with os.fdopen(ask_read, "rb", buffering=0) as asked:
+                self._answer(child, asked.fileno(), answer_write)
         except BaseException:
-            traceback.print_exc()
-            log.write("crash", traceback.format_exc())
+            os.kill(child, signal.SIGKILL)
+            raise
+        finally:
+            os.close(answer_write)
+            _, status = os.waitpid(child, 0)
+            self._victim.heal()
+        code = os.waitstatus_to_exitcode(status)
+        self._log.write("ended", code)
+        return code
+
+    def _measure(self, subjects: Sequence[Subject], hand: Hand) -> None:
+        try:
+            code = campaign(self._workspace, self._device, subjects, self._settings, hand)
+        except BaseException:
+            self._log.write("crash", traceback.format_exc())
             code = 99
         sys.stderr.flush()
         os._exit(code)
-    os.close(ask_write)
-    os.close(answer_read)
-    left = list(faults)
-    # In this thread: a server ends with the thread that started it.
-    heal_at: float | None = None
-    with os.fdopen(ask_read, "rb", buffering=0) as asked:
+
+    def _answer(self, child: int, asked: int, answer: int) -> None:
+        """Do as is asked until the child has ended, and heal in time.
+
+        In this thread: a server ends with the thread that started it.
+        """
+        heal_at: float | None = None
+        wound = Wound(0)
+        words = b""
         while True:
             wait_s = None if heal_at is None else max(heal_at - time.monotonic(), 0)
             if not select.select([asked], [], [], wait_s)[0]:
-                victim.heal()
+                self._victim.heal()
                 heal_at = None
                 continue
-            if not (line := asked.readline()):
+            if not (more := os.read(asked, 1024)):
                 break
-            kind = left.pop(0).kind
-            assert kind == line.decode().strip()
-            heal_at = time.monotonic() + _do(victim, device, kind)
-            if kind != "kill host":
-                os.write(answer_write, b"\n")
-    os.close(answer_write)
-    _, status = os.waitpid(child, 0)
-    if heal_at is not None:
-        time.sleep(max(heal_at - time.monotonic(), 0))
-    victim.heal()
-    log.write("ended", os.waitstatus_to_exitcode(status))
-    return left
+            *lines, words = (words + more).split(b"\n")
+            for line in lines:
+                if line == b"back":
+                    if wound.until_back and heal_at is not None:
+                        heal_at = min(heal_at, time.monotonic() + 0.1)
+                    continue
+                kind = self.left.pop(0).kind
+                assert kind == line.decode()
+                wound = self._do(kind, child)
+                heal_at = time.monotonic() + wound.lasts_s
+                if kind != "kill host":
+                    os.write(answer, b"\n")
+        if heal_at is not None and not wound.until_back:
+            time.sleep(max(heal_at - time.monotonic(), 0))
 
-
-def _do(victim: Victim, device: Device, kind: str) -> float:
-    """Carry a fault out; the seconds after which the victim is to be healed."""
-    if kind not in HOST_FAULTS:
-        return victim.hurt(kind)
-    if kind == "take lease":
+    def _do(self, kind: str, child: int) -> Wound:
+        """Carry a fault out."""
+        if kind not in HOST_FAULTS:
+            return self._victim.hurt(kind)
         lab = Lab()
-        serial = lab.serial_of(device.id)
-        if serial:
-            take_away(lab, serial, device.id)
-    return 0.0
+        serial = lab.serial_of(self._device.id)
+        if kind == "take lease" and serial:
+            take_away(lab, serial, self._device.id)
+        if kind == "freeze host":
+            os.waitpid(child, os.WUNTRACED)
+            if serial:
+                _overtake(lab, serial, self._device.id)
+            os.kill(child, signal.SIGCONT)
+        return Wound(0)
+
+
+def _overtake(lab: Lab, serial: str, device_id: str) -> None:
+    """Another measures on the device of a holder that has slept for longer than its lease."""
+    with lab.transaction() as database:
+        database.execute(
+            "UPDATE lease SET expires = ? WHERE serial = ?", (time.monotonic() - 1, serial)
+        )
+    with lease(lab, serial, device_id, "another's measurement"):
+        pass
