@@ -1,6 +1,7 @@
 """Is a push as fast as the plain copy? Against ``cat >`` over SSH, and against ``adb push``.
 
     python -m tools.bench.push [--json] [--rounds 12] [--megabytes 50] [--link ssh] [--link adb]
+                               [--link-megabytes-per-s 40]
 
 Both servers are real and on loopback.  A push of ours asks the device what it has, sends, has the
 device hash what arrived, and names it.  The raw ways only copy.  All of them go over a connection
@@ -22,7 +23,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -33,6 +34,7 @@ from devices.push import RemoteStore
 from devices.transport.adb import AdbTransport, adb_program
 from devices.transport.base import Completed, LineSink, Transport
 from devices.transport.ssh import SshTransport
+from tools.bench.paced import paced
 from tools.bench.paired import Action, Paired, compare, in_turns
 
 if TYPE_CHECKING:
@@ -154,9 +156,15 @@ def measure(
     ]
 
 
-def over_ssh(folder: Path, megabytes: float, rounds: int) -> list[Speed]:
+def over_ssh(folder: Path, megabytes: float, rounds: int, pace: float | None) -> list[Speed]:
     """Against OpenSSH's client and against bare paramiko, each with ``cat >``."""
-    with serve(folder / "sshd") as server, contextlib.ExitStack() as closing:
+    with contextlib.ExitStack() as closing:
+        server = closing.enter_context(serve(folder / "sshd"))
+        port = closing.enter_context(paced(server.port, pace))
+        known_hosts = folder / "known_hosts"
+        key = server.known_hosts.read_text().partition(" ")[2]
+        known_hosts.write_text(f"[127.0.0.1]:{port} {key}")
+        server = replace(server, port=port, known_hosts=known_hosts)
         ours = SshTransport(
             "127.0.0.1", server.port, server.user, server.key_file, server.known_hosts
         )
@@ -214,11 +222,15 @@ def openssh_master(server: LoopbackServer, folder: Path) -> Iterator[list[str]]:
         master.wait()
 
 
-def over_adb(folder: Path, megabytes: float, rounds: int) -> list[Speed]:
+def over_adb(folder: Path, megabytes: float, rounds: int, pace: float | None) -> list[Speed]:
     """Against ``adb push``."""
-    with serve_phone(folder / "adbd") as phone:
-        ours = AdbTransport(phone.serial, phone.server)
-        command = [adb_program(), "-P", str(phone.server[1]), "-s", phone.serial, "push"]
+    with (
+        serve_phone(folder / "adbd") as phone,
+        paced(int(phone.serial.rpartition(":")[2]), pace) as port,
+    ):
+        serial = f"127.0.0.1:{port}"
+        ours = AdbTransport(serial, phone.server)
+        command = [adb_program(), "-P", str(phone.server[1]), "-s", serial, "push"]
 
         def by_adb(source: Path, target: Path) -> None:
             subprocess.run([*command, source, target], check=True, capture_output=True)
@@ -236,11 +248,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--megabytes", type=float, default=50.0)
     parser.add_argument("--link", action="append", choices=sorted(LINKS), help="only this one")
+    parser.add_argument(
+        "--link-megabytes-per-s",
+        type=float,
+        help="as fast as a cable or a network; as fast as loopback if not given",
+    )
     options = parser.parse_args()
     found = []
     for link in options.link or LINKS:
         with TemporaryDirectory(prefix=f"push-{secrets.token_hex(2)}-") as folder:
-            found += LINKS[link](Path(folder), options.megabytes, options.rounds)
+            found += LINKS[link](
+                Path(folder), options.megabytes, options.rounds, options.link_megabytes_per_s
+            )
     if options.json:
         print(json.dumps([asdict(item) for item in found], indent=2))
         return
