@@ -35,7 +35,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
 from devices.conditions.gates import Gates
 from devices.transport.base import Transport
-from profiles.canonical import digest, file_sha256
+from profiles.canonical import digest, settled_sha256
 from profiles.catalog import DeviceProfile, load_profile
 from profiles.config import Config, parse, read_yaml
 from profiles.errors import UsageError
@@ -186,7 +186,8 @@ class Device(Config):
         measurements when it moves in the network or is given another id.
         """
         agent = self.agent_for(runtime)
-        program = file_sha256(self.libraries[runtime]) if agent == "native" else self.interpreter
+        native = agent == "native"
+        program = settled_sha256(self.libraries[runtime]) if native else self.interpreter
         return digest([serial, self.transport_name, self.is_emulated, agent, program])
 
     def typed(self, command: str) -> str:

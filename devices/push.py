@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import re
 import secrets
-import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from pathlib import Path, PurePosixPath
 
 from devices import push_scripts
 from devices.transport.base import Completed, Transport
-from profiles.canonical import file_sha256
+from profiles.canonical import file_sha256, settled_sha256
 from profiles.errors import DeviceError, DeviceFull, IntegrityError
 
 COMMAND_DEADLINE_S = 30.0
@@ -291,33 +290,8 @@ def _files(listing: str) -> Iterator[tuple[str, int]]:
             yield words[-1], int(words[4])
 
 
-#: Hashes by path, with what :func:`_state` was when they were made.
-_HASHED: dict[Path, tuple[tuple[int, ...], str]] = {}
-#: A younger file may change again without its times changing: the kernel's clock ticks slowly.
-_SETTLED_S = 2.0
-
-
 def _name(path: Path) -> str:
     """The hash and, where it is a plain word, the ending, which some programs go by."""
     ending = path.suffix if re.fullmatch(r"\.\w+", path.suffix, re.ASCII) else ""
-    return f"{_sha256(path)}{ending}"
-
-
-def _sha256(path: Path) -> str:
-    """The file's hash; an artifact is named by it, and other files are read once."""
-    if re.fullmatch(r"[0-9a-f]{64}", path.stem):
-        return path.stem
-    state = _state(path)
-    known = _HASHED.get(path)
-    if known and known[0] == state:
-        return known[1]
-    sha256 = file_sha256(path)
-    if time.time() - path.stat().st_ctime > _SETTLED_S:
-        _HASHED[path] = state, sha256
-    return sha256
-
-
-def _state(path: Path) -> tuple[int, ...]:
-    """What changes when a file does."""
-    now = path.stat()
-    return now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns
+    named = re.fullmatch(r"[0-9a-f]{64}", path.stem)  # as artifacts are, by their hash
+    return f"{path.stem if named else settled_sha256(path)}{ending}"

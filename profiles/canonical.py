@@ -5,11 +5,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 _CHUNK_BYTES = 1 << 20
+#: Hashes by path, with what :func:`_state` was when they were made.
+_HASHED: dict[Path, tuple[tuple[int, ...], str]] = {}
+#: A younger file may change again without its times changing: the kernel's clock ticks slowly.
+_SETTLED_S = 2.0
 
 
 def canonical_json(value: Any) -> str:
@@ -38,6 +43,24 @@ def file_sha256(path: Path) -> str:
         while chunk := stream.read(_CHUNK_BYTES):
             sha.update(chunk)
     return sha.hexdigest()
+
+
+def settled_sha256(path: Path) -> str:
+    """:func:`file_sha256`, made once in a process for a file that stays as it is."""
+    state = _state(path)
+    known = _HASHED.get(path)
+    if known and known[0] == state:
+        return known[1]
+    sha256 = file_sha256(path)
+    if time.time() - path.stat().st_ctime > _SETTLED_S:
+        _HASHED[path] = state, sha256
+    return sha256
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """What changes when a file does."""
+    now = path.stat()
+    return now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns
 
 
 def _plain(value: Any) -> Any:

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profiles.canonical import canonical_json, digest, file_sha256
+from profiles import canonical
+from profiles.canonical import canonical_json, digest, file_sha256, settled_sha256
 from profiles.records import Plan
 
 SCALARS = (
@@ -118,3 +119,24 @@ def test_the_sha256_of_a_file(tmp_path, size):
     path = tmp_path / "file"
     path.write_bytes(content[:size])
     assert file_sha256(path) == hashlib.sha256(content[:size]).hexdigest()
+
+
+def test_a_file_that_stays_as_it_is_is_read_once(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    path.write_bytes(b"one")
+    monkeypatch.setattr(canonical, "_SETTLED_S", 0)
+    assert settled_sha256(path) == file_sha256(path)
+    with monkeypatch.context() as unread:
+        unread.setattr(canonical, "file_sha256", lambda path: pytest.fail("read again"))
+        settled_sha256(path)
+    path.write_bytes(b"two")
+    assert settled_sha256(path) == file_sha256(path)
+
+
+def test_a_file_that_has_just_been_written_is_not_trusted_to_stay(tmp_path, monkeypatch):
+    """Two writes within a tick of the kernel's clock leave the same times behind."""
+    path = tmp_path / "file"
+    monkeypatch.setattr(canonical, "_state", lambda path: ())
+    for content in (b"one", b"two"):
+        path.write_bytes(content)
+        assert settled_sha256(path) == hashlib.sha256(content).hexdigest()
