@@ -53,6 +53,19 @@ class RunRecorder:
         self.done = False
         self.error: dict[str, Any] | None = None
 
+    def demand(self, iterations: int) -> None:
+        """Make sure that a run that says it is done has delivered everything.
+
+        Raises:
+            AgentError: if a job has another number of samples.
+        """
+        for job, recording in self.recordings.items():
+            if len(recording.samples) != iterations:
+                raise AgentError(
+                    f"the agent delivered {len(recording.samples)} of {iterations} samples"
+                    f" for {job[:12]}"
+                )
+
     def line(self, text: str) -> None:
         """Take one line of the agent's output.
 
@@ -90,8 +103,10 @@ class RunRecorder:
         self.recordings[event["job"]].samples += _latencies(event["ns"])
 
     def _on_done(self, event: Mapping[str, Any]) -> None:
-        self.peak_bytes = event["peak_bytes"]
-        self.done = True
+        peak_bytes = event["peak_bytes"]
+        if peak_bytes is not None and (type(peak_bytes) is not int or peak_bytes < 1):
+            raise ValueError("peak_bytes is a positive integer or null")
+        self.peak_bytes, self.done = peak_bytes, True
 
     def _on_error(self, event: Mapping[str, Any]) -> None:
         self.error = {"kind": event["kind"], "message": event["message"]}

@@ -19,7 +19,7 @@ from devices.conditions.preflight import StateSink, settle
 from devices.conditions.visit import applied
 from devices.inventory import Device
 from devices.lab import DeviceState
-from devices.launch import Agents
+from devices.launch import Agents, clear_leftovers
 from devices.lease import Lease
 from devices.push import RemoteStore
 from devices.recorder import RunRecorder
@@ -29,6 +29,7 @@ from profiles.records import Condition, Io, Plan
 
 _RUNTIMES_DEADLINE_S = 120.0
 _PROBE_DEADLINE_S = 5.0
+_PLAN_DEADLINE_S = 30.0
 _PATIENCE_BEYOND_S = 300
 SLICE_ITERATIONS = 50
 BLOCK_SLICE_ITERATIONS = 20
@@ -224,6 +225,11 @@ class Session:
             done = self.transport.run(
                 [*command, program], deadline_s=deadline_s + _GRACE_S, on_line=recorder.line
             )
+        except AgentError:
+            self.lease.check()
+            # We no longer listen, but it may go on until it next has something to say.
+            clear_leftovers(self.transport, self.device.folder)
+            raise
         except DeviceError:
             self.lease.check()  # a run that breaks off may also have been disturbed before
             raise
@@ -234,6 +240,7 @@ class Session:
             # Its output is its events: none of them says why it ended.
             why = replace(done, stdout=b"").complaint()
             raise AgentError(f"the agent ended without a result: {why}")
+        recorder.demand(plan.iterations)
 
     def _plan(
         self,
@@ -273,10 +280,13 @@ class Session:
                 for job in jobs
             ],
         }
+        # Always the same file: one for each run would fill the store.
+        there = f"{self.device.folder}/plan.json"
         with TemporaryDirectory() as folder:
             path = Path(folder) / "plan.json"
             path.write_text(json.dumps(content))
-            return self.ensure([path])[path]
+            self.transport.push(path, there, deadline_s=_PLAN_DEADLINE_S)
+        return there
 
     def ensure(self, files: Sequence[Path]) -> dict[Path, str]:
         """See that these files are on the device; for each its path there."""

@@ -18,6 +18,7 @@ from devices.lease import Lease, lease
 from devices.session import Session
 from devices.transport.base import Transport
 from profiles.errors import (
+    ConnectionLost,
     DeadlineExceeded,
     DeviceError,
     DeviceUnreachable,
@@ -66,20 +67,20 @@ def visit(
 
 
 def identify(device: Device, lab: Lab) -> str:
-    """The hardware serial of a device: of the inventory, remembered from an earlier visit, or asked
-    for now.
+    """The hardware serial of a device: of the inventory, remembered from an earlier visit to this
+    address, or asked for now.
 
     Raises:
         DeviceError: if it has to be asked for and cannot be reached.
     """
-    known = device.known_serial or lab.serial_of(device.id)
-    if known:
-        return known
+    if device.known_serial:
+        return device.known_serial
+    for seen in lab.devices():
+        if seen.id == device.id and seen.facts.get("address") == device.address:
+            return seen.serial
     transport, facts = _connect(device)
     transport.close()
-    serial = _serial(device, facts)
-    lab.remember(device.id, serial, facts)
-    return serial
+    return _remembered(device, lab, facts)
 
 
 def serial_of(device: Device) -> str:
@@ -91,36 +92,57 @@ def serial_of(device: Device) -> str:
         raise
 
 
-def sign_of_life(device: Device, lab: Lab) -> float | None:
-    """Seconds a device takes to answer, or ``None`` if it does not; the lab learns which."""
+def sign_of_life(device: Device, lab: Lab) -> float:
+    """Seconds a device takes to answer; the lab learns whether it does.
+
+    Raises:
+        DeviceError: it does not, or another device does.
+    """
+    serial = identify(device, lab)
     try:
         transport, facts = _connect(device)
         try:
             taken_s = transport.probe(deadline_s=_PROBE_DEADLINE_S)
         finally:
             transport.close()
-    except DeviceError as error:
-        _note_absence(device, lab, error)
-        return None
-    serial = _serial(device, facts)
-    lab.remember(device.id, serial, facts)
-    if lab.state_of(serial) is DeviceState.PREPARING:
-        lab.set_state(serial, DeviceState.READY)
+    except (DeviceUnreachable, ConnectionLost, DeadlineExceeded) as error:
+        _note_absence(lab, serial, error)
+        raise
+    _remembered(device, lab, facts, serial)
     return taken_s
 
 
 def give_up(device: Device, error: DeviceError) -> None:
-    """Take a device out of use that froze again and again; one that is away may come back."""
+    """Take a device out of use that froze again and again, until a person lets it back."""
     lab = Lab()
     serial = lab.serial_of(device.id)
-    if serial and isinstance(error, DeadlineExceeded):
+    if serial:
         lab.quarantine(serial, error.message)
 
 
-def _note_absence(device: Device, lab: Lab, error: DeviceError) -> None:
-    serial = lab.serial_of(device.id)
-    if serial and lab.state_of(serial) is not DeviceState.QUARANTINED:
+def _note_absence(lab: Lab, serial: str, error: DeviceError) -> None:
+    """A device that somebody works with is not away, whoever cannot reach it."""
+    known = {seen.serial: seen.state for seen in lab.devices()}
+    if known.get(serial) in (DeviceState.PREPARING, DeviceState.READY, DeviceState.COOLING):
         lab.set_state(serial, DeviceState.ABSENT, error.message)
+
+
+def _remembered(
+    device: Device, lab: Lab, facts: Mapping[str, Any], expected: str | None = None
+) -> str:
+    """Note who has answered; its serial.
+
+    Raises:
+        WrongDevice: if it is not the one that is expected.
+    """
+    serial = _serial(device, facts)
+    if expected not in (None, serial):
+        raise WrongDevice(
+            f"there is {serial} where {expected} was",
+            f"if it was replaced, write 'serial: {serial}' into its entry",
+        )
+    lab.remember(device.id, serial, {**facts, "address": device.address})
+    return serial
 
 
 def _meet(device: Device, lab: Lab, held: Lease) -> Session:
@@ -129,13 +151,7 @@ def _meet(device: Device, lab: Lab, held: Lease) -> Session:
     def connect() -> tuple[Transport, dict[str, Any]]:
         transport, facts = _connect(device)
         try:
-            serial = _serial(device, facts)
-            if serial != held.serial:
-                raise WrongDevice(
-                    f"there is {serial} where {held.serial} was",
-                    f"if it was replaced, write 'serial: {serial}' into its entry",
-                )
-            lab.remember(device.id, serial, facts)
+            _remembered(device, lab, facts, held.serial)
         except BaseException:
             transport.close()
             raise
@@ -144,7 +160,8 @@ def _meet(device: Device, lab: Lab, held: Lease) -> Session:
     try:
         return Session(device, connect, held, partial(lab.set_state, held.serial))
     except DeviceUnreachable as error:
-        _note_absence(device, lab, error)
+        if held.serial in {seen.serial for seen in lab.devices()}:
+            lab.set_state(held.serial, DeviceState.ABSENT, error.message)
         raise
 
 

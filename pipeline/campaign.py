@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,13 +19,16 @@ from pipeline.data import Images
 from pipeline.spool import Spool, make_run
 from pipeline.stage import Workspace
 from profiles.durable import write_whole
-from profiles.errors import AgentError, DeviceError, LeaseLost
+from profiles.errors import AgentError, DeadlineExceeded, DeviceError, LeaseLost
 from profiles.recipe import ANY_DELEGATE, Measure
 from profiles.records import Artifact, Condition, Trial
 from profiles.store import trial_key
 
-#: Visits in a row that may break off without one more run before a device is given up.
-VISITS = 3
+#: After visits in a row that broke off without one more run, wait so long in seconds; a board takes
+#: up to a minute to restart.  A device that was never reached is not waited for.
+PAUSES_S = (0.5, 5.0, 20.0, 60.0)
+#: How long to wait for another holder: a doctor's visit is short.
+_WAIT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,19 +86,21 @@ def measure(
         DeviceError: if the device cannot be reached or leaves; what was measured is kept.
     """
     campaign = _Campaign(workspace, device, subjects, settings, together)
-    broken = 0
+    broken: list[DeviceError] = []
     while due := campaign.due():
         workspace.progress(f"measure: connecting to {device.id}")
         runs = campaign.runs
         try:
-            with visit(device) as session:
+            with visit(device, wait_s=_WAIT_S) as session:
                 campaign.go(session, due)
         except DeviceError as error:
-            broken = 1 if campaign.runs > runs else broken + 1
-            if not error.retryable or broken == VISITS:
-                give_up(device, error)
+            broken = [error] if campaign.runs > runs else [*broken, error]
+            if not (error.retryable and campaign.reached) or len(broken) > len(PAUSES_S):
+                if all(isinstance(one, DeadlineExceeded) for one in broken) and len(broken) > 1:
+                    give_up(device, error)
                 raise
             workspace.progress(f"measure: {error}; trying again")
+            time.sleep(PAUSES_S[len(broken) - 1])
     return workspace.store.trials([trial.key for trial in campaign.wanted])
 
 
@@ -119,6 +125,7 @@ class _Campaign:
         self._spool = Spool(workspace.root / "run.spool")
         self._spool.recover(self._store)
         self.runs = 0
+        self.reached = False
         serial = serial_of(device)
         trials = [
             self._blank(subject.artifact, threads, serial)
@@ -162,6 +169,7 @@ class _Campaign:
 
     def go(self, session: Session, due: Sequence[Trial]) -> None:
         """Measure as much as one visit allows."""
+        self.reached = True
         deadline_s = self._settings.deadline_seconds
         with session.under(due[0].condition, self.tell, deadline_s=deadline_s) as readings:
             for group in self._groups(self._ready(session, due)):

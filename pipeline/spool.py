@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from devices.recorder import Recording, RunRecorder
-from profiles.errors import AgentError, StoreError
+from profiles.errors import AgentError, StaleFence
 from profiles.records import Run
 from profiles.store import Store
 
@@ -52,12 +52,19 @@ class Spool:
         self._path.unlink(missing_ok=True)
 
     def recover(self, store: Store) -> None:
-        """Store what a killed process left, once."""
+        """Store what a killed process left, once.
+
+        Raises:
+            StoreError: the store cannot be written; what was left stays for the next time.
+        """
         if not self._path.exists():
             return
         header, *lines = self._path.read_text(errors="surrogateescape").split("\n")
-        with contextlib.suppress(ValueError):  # killed before it had written the first line
-            _store(json.loads(header), lines, store)
+        try:
+            whose = json.loads(header)
+        except ValueError:  # killed before it had written the first line
+            whose = {"numbers": {}}
+        _store(whose, lines, store)
         self._path.unlink()
 
 
@@ -67,12 +74,15 @@ def _store(header: Mapping[str, Any], lines: list[str], store: Store) -> None:
     with contextlib.suppress(AgentError):  # the last line may be cut off
         for text in lines:
             recorder.line(text)
+    trials = {trial.key: trial for trial in store.trials(list(numbers))}
     for key, number in numbers.items():
         recording = recorder.recordings[key]
-        if recording.warmup or recording.samples:
+        trial = trials.get(key)
+        # It may have been killed after it had stored the run.
+        stored = trial is None or trial.status != "open" or number < len(trial.runs)
+        if not stored and (recording.warmup or recording.samples):
             run = make_run(number, False, recorder, recording, header["readings"])
-            # It was killed after it had stored the run, or the device has had another holder.
-            with contextlib.suppress(StoreError):
+            with contextlib.suppress(StaleFence):  # the device has had another holder
                 store.add_run(key, run, fence=header["fence"])
 
 

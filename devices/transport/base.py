@@ -75,7 +75,7 @@ class Transport(Protocol):
         The target may be left half-written on failure: callers write aside and rename.
 
         Args:
-            offset: leave out so many bytes of the source, and append the rest to the target.
+            offset: leave out so many bytes of the source, and write the rest there in the target.
             source, target, deadline_s: from where, to where, and by when.
 
         Raises:

@@ -16,14 +16,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from devices import visit as visit_module
 from devices.endpoints.sshd import LoopbackServer
 from devices.inventory import Device
-from devices.lab import Lab
+from devices.lab import DeviceState, Lab
 from devices.lease import take_away
 from devices.recorder import RunRecorder
 from devices.session import Session
 from devices.transport.local import LocalTransport
-from devices.visit import serial_of, visit
+from devices.visit import identify, serial_of, sign_of_life, visit
 from profiles.errors import (
     AgentError,
     AuthenticationError,
@@ -151,15 +152,53 @@ def test_the_scripted_device_gives_the_same_answer_every_time(tmp_path, tiny_mod
     assert samples(1) == samples(1) != samples(2)
 
 
-def test_a_second_run_sends_nothing_but_its_plan(tmp_path, tiny_model):
+def test_runs_leave_nothing_more_on_the_device(tmp_path, tiny_model):
+    """A lab measures for months: what one run needs must not add up."""
+
+    def files() -> set[Path]:
+        return set((tmp_path / "root").rglob("*"))
+
     with visit(device(root=str(tmp_path / "root"))) as session:
         measure(session, [tiny_model.job()], seed=0)
-        before = set((tmp_path / "root" / "store").iterdir())
-        measure(session, [tiny_model.job()], seed=0)
-        assert set((tmp_path / "root" / "store").iterdir()) == before
-        measure(session, [tiny_model.job()], seed=1)
-        (new,) = set((tmp_path / "root" / "store").iterdir()) - before
-    assert new.suffix == ".json"
+        before = files()
+        for seed in (0, 1):
+            measure(session, [tiny_model.job()], seed=seed)
+        assert files() == before
+
+
+def test_a_run_that_delivers_too_little_is_none(tmp_path, tiny_model):
+    """The agent says that all is well, and a line of its samples is missing."""
+
+    class Forgetful(RunRecorder):
+        def line(self, text: str) -> None:
+            if '"samples"' not in text or len(self.recordings["tiny"].samples) < 50:
+                super().line(text)
+
+    with (
+        visit(device(root=str(tmp_path / "root"))) as session,
+        pytest.raises(AgentError, match="delivered 50 of 120 samples"),
+    ):
+        measure(session, [tiny_model.job()], Forgetful(["tiny"]), plan=plan(iterations=120))
+
+
+def test_an_agent_that_talks_nonsense_is_gone_before_the_next_begins(
+    loopback, tmp_path, tiny_model
+):
+    """Nobody listens to it any more; it must not measure on beside the next."""
+    env = {**fake_runtime.install(tmp_path / "fake"), "FAKE_CALL_S": "0.05"}
+    python = wrapped_python(tmp_path, env=env)
+
+    class Shocked(RunRecorder):
+        def line(self, text: str) -> None:
+            super().line(text)
+            if '"loaded"' in text:
+                super().line("Segmentation fault")
+
+    with visit(over_ssh(loopback, tmp_path, python=python)) as session:
+        with pytest.raises(AgentError, match="Segmentation fault"):
+            measure(session, [tiny_model.job()], Shocked(["tiny"]), plan=plan(iterations=1000))
+        (pid,) = agent_pids(tmp_path)
+        assert not alive(pid)
 
 
 # What goes wrong on the device
@@ -429,6 +468,33 @@ def test_two_names_of_one_board_are_one_device(tmp_path):
     one, other = device(root=str(tmp_path / "a")), device(id="alias", root=str(tmp_path / "b"))
     with visit(one), pytest.raises(DeviceBusy, match=str(os.getpid())), visit(other):
         pass
+
+
+def test_another_board_is_noticed_where_the_first_one_was(tmp_path, monkeypatch):
+    """At the same address it is refused, by whoever looks; at a new one it is the new device."""
+    board, lab = device(root=str(tmp_path / "root")), Lab()
+    first = identify(board, lab)
+    monkeypatch.setattr(visit_module, "look", lambda _transport: {"serial": "BOARD-B"})
+    with pytest.raises(WrongDevice, match="BOARD-B"), visit(board):
+        pass
+    with pytest.raises(WrongDevice, match="BOARD-B"):
+        sign_of_life(board, lab)
+    assert identify(board, lab) == first
+    moved = board.model_copy(update={"address": "local:elsewhere"})
+    assert identify(moved, lab) == "BOARD-B"
+
+
+def test_who_cannot_reach_a_device_does_not_disturb_who_holds_it(tmp_path, monkeypatch):
+    board, lab = device(root=str(tmp_path / "root")), Lab()
+    with visit(board) as session:
+        line = Line(monkeypatch, [DeviceUnreachable("no route")] * 9)
+        with pytest.raises(DeviceUnreachable):
+            sign_of_life(board, lab)
+        assert line.attempts == 3
+        session._note(DeviceState.COOLING, "warm")
+    with pytest.raises(DeviceUnreachable):
+        sign_of_life(board, lab)
+    assert lab.state_of(session.lease.serial) is DeviceState.ABSENT
 
 
 def test_another_board_at_the_address_is_refused(tmp_path):

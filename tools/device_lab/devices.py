@@ -72,8 +72,14 @@ def _state(device: Device, lab: Lab, probe: bool) -> dict[str, Any]:
     from devices.lab import DeviceState
     from devices.visit import sign_of_life
     from profiles import units
+    from profiles.errors import DeviceError
 
-    taken_s = sign_of_life(device, lab) if probe else None
+    taken_s, trouble = None, ""
+    if probe:
+        try:
+            taken_s = sign_of_life(device, lab)
+        except DeviceError as error:
+            trouble = error.message
     serial = device.known_serial or lab.serial_of(device.id)
     seen = {known.serial: known for known in lab.devices()}.get(serial or "")
     return {
@@ -83,7 +89,7 @@ def _state(device: Device, lab: Lab, probe: bool) -> dict[str, Any]:
         "emulated": device.is_emulated,
         "serial": serial or units.UNKNOWN,
         "state": seen.state if seen else DeviceState.ABSENT,
-        "reason": seen.reason if seen else "never seen",
+        "reason": trouble or (seen.reason if seen else "never seen"),
         "last_seen_utc": seen.last_seen_utc if seen else None,
         "answers_in_s": taken_s,
     }
