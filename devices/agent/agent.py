@@ -64,7 +64,9 @@ def measure(plan: dict[str, Any], emit: Emit) -> None:
     engines = {job["id"]: _load(plan, job, emit) for job in plan["jobs"]}
     _take_turns(engines, plan, emit)
     emit({"event": "environment", "when": "after", **environment()})
-    emit({"event": "done", "peak_bytes": peak_bytes() if len(engines) == 1 else None})
+    # The peak is a model's own only where nothing else was loaded beside it.
+    own = len(engines) == 1 and not any(engine.examined for engine in engines.values())
+    emit({"event": "done", "peak_bytes": peak_bytes() if own else None})
 
 
 def _check(plan: dict[str, Any]) -> None:

@@ -33,9 +33,12 @@ class Engine(Protocol):
 
     Attributes:
         threads: how many the runtime was really given.
+        examined: :meth:`delegates` loads the model again to tell, which the process' peak of
+            memory then counts.
     """
 
     threads: int
+    examined: bool
 
     def feed(self, inputs: Sequence[Any]) -> None:
         """Choose the inputs of the calls to come: numpy arrays in positional order."""
@@ -68,6 +71,7 @@ class OnnxRuntimeEngine:
     def __init__(self, path: str, threads: int, delegate: Optional[str] = None) -> None:  # noqa: UP045
         self._path, self.threads = path, threads
         self._delegate = None if delegate == _ORT_CPU else delegate
+        self.examined = self._delegate is not None
         self._session = self._open(profile_prefix=None)
         self._binding = self._session.io_binding()
         for spec in self._session.get_outputs():
@@ -148,7 +152,7 @@ class LiteRtEngine:
         resolver = module.OpResolverType.AUTO
         if delegate == "builtin":
             resolver = module.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-        self.threads = threads
+        self.threads, self.examined = threads, False
         self._interpreter = module.Interpreter(
             model_path=path, num_threads=threads, experimental_op_resolver_type=resolver
         )
@@ -192,7 +196,7 @@ class ExecuTorchEngine:
     def __init__(self, path: str, threads: int, delegate: Optional[str] = None) -> None:  # noqa: UP045
         library = executorch_library()
         library._unsafe_reset_threadpool(threads)
-        self.threads = library._threadpool_get_thread_count()
+        self.threads, self.examined = library._threadpool_get_thread_count(), False
         self._program = library._load_program(path)
         self._method = self._program.load_method("forward")
         self._delegates = _backends_in(path, library._get_registered_backend_names())

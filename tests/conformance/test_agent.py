@@ -393,6 +393,30 @@ def test_the_runtime_can_be_told_to_use_its_own_kernels(agent):
     assert "XNNPACK" in fallback_of(agent, delegate="builtin", expect=["XNNPACK"])
 
 
+def test_delegates_are_told_of_the_model_they_execute(agent, tmp_path):
+    """Nothing takes part in a model without operators; the next one's delegate is not its."""
+    if agent.runtime != "litert":
+        pytest.skip("LiteRT's matter")
+    empty = tmp_path / "empty.tflite"
+    empty.write_bytes(without_operators(Path(agent.model["path"])))
+    events = agent.measure([agent.job("empty", path=str(empty)), agent.job("whole")])
+    empty_by, whole_by = (e["delegates"] for e in events if e["event"] == "loaded")
+    assert whole_by == ["XNNPACK"]
+    assert "XNNPACK" not in empty_by
+
+
+def without_operators(model: Path) -> bytes:
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+
+    whole = schema.ModelT.InitFromPackedBuf(model.read_bytes(), 0)
+    (graph,) = whole.subgraphs
+    graph.operators, graph.outputs = [], graph.inputs
+    builder = flatbuffers.Builder(256)
+    builder.Finish(whole.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
 # Ends
 
 

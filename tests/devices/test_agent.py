@@ -19,6 +19,8 @@ from typing import Any
 
 import pytest
 
+from devices.agent import agent as program
+from devices.agent import engines
 from devices.agent.engines import RUNTIMES, prove
 from devices.agent.program import build, sources
 from devices.transport.scripted import play_agent
@@ -85,6 +87,17 @@ def test_a_latency_is_that_of_the_call(agent, tiny_model):
     assert len(taken) == 20
     assert min(taken) >= 5_000_000
     assert sorted(taken)[10] < 50_000_000
+
+
+@pytest.mark.parametrize("delegate", [None, "CPUExecutionProvider"])
+def test_a_model_that_was_loaded_twice_has_no_peak_of_its_own(tiny_model, monkeypatch, delegate):
+    """The CPU's provider stands in for one that a session must be examined for."""
+    monkeypatch.setattr(engines, "_ORT_CPU", "AzureExecutionProvider")
+    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "1")
+    events: Events = []
+    plan = {**agent_plan([tiny_model.plan_job()]), "delegate": delegate}
+    program.measure(plan, events.append)
+    assert (events[-1]["peak_bytes"] is None) == (delegate is not None)
 
 
 def test_the_core_mask_is_in_force(agent, tiny_model):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes.util
 import json
+import os
 import platform
 import re
 import shutil
@@ -21,6 +22,7 @@ from devices.agent.native import MACHINES, SOURCE, native_agent, runtime_librari
 from devices.agent.tiny import tiny_model as tiny_bytes
 from profiles.errors import AgentError
 from tests.builders import TinyModel, agent_plan
+from tests.conformance.test_agent import litert_job
 from tools.native import main
 
 HERE = platform.machine()
@@ -207,6 +209,41 @@ def test_a_library_that_dies_is_missing_and_the_others_are_looked_at(agent, tmp_
     assert code == 0
     assert "signal 6" in event["runtimes"]["onnxruntime"]["missing"]
     assert "version" in event["runtimes"]["litert"]
+
+
+def test_a_library_that_dies_of_a_model_leaves_nothing_behind(agent, tmp_path, monkeypatch):
+    code = """
+    #include <stdlib.h>
+    static void *well(void) { return NULL; }
+    static void *dies(void) { abort(); }
+    static void *functions[300];
+    static const void *table(unsigned version) {
+        (void)version;
+        for (int i = 0; i < 300; i++) functions[i] = i == 7 ? dies : well;
+        return functions;
+    }
+    static const char *version(void) { return "1.22"; }
+    static const struct { void *table, *version; } base = {table, version};
+    const void *OrtGetApiBase(void) { return &base; }
+    """
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    _, (event,), _ = run(agent, "--probe", f"onnxruntime={library_of(tmp_path, code)}")
+    assert "signal 6" in event["runtimes"]["onnxruntime"]["missing"]
+    assert list(scratch.iterdir()) == []
+
+
+def test_the_size_of_the_library_is_no_memory_of_the_model(agent, tmp_path):
+    job, libraries = {**litert_job(tmp_path), "id": "tiny"}, runtime_libraries()
+    large = tmp_path / "libLiteRt.so"
+    shutil.copyfile(libraries["litert"], large)
+    os.truncate(large, 200_000_000)  # zeros that are never loaded
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps(agent_plan([job], runtime="litert", library=str(large))))
+    code, events, errors = run(agent, plan)
+    assert code == 0, errors
+    assert events[-1]["peak_bytes"] < 100_000_000
 
 
 def test_what_a_library_prints_is_no_event(agent, tmp_path):

@@ -857,12 +857,15 @@ static void lrt_open(void *library, struct text *version) {
     for (size_t i = 0; i < LENGTH(LRT_TABLE); i++)
         *(void **)LRT_TABLE[i].slot = function(library, LRT_TABLE[i].name);
     Dl_info info;
-    uint64_t hash = 0xcbf29ce484222325u;
-    size_t size;
     if (!dladdr(*(void **)&lrt.run, &info)) fail("failed", "no path of LiteRT's library");
-    char *bytes = read_file(info.dli_fname, &size);
-    for (size_t i = 0; i < size; i++) hash = (hash ^ (unsigned char)bytes[i]) * 0x100000001b3u;
-    free(bytes);
+    FILE *file = fopen(info.dli_fname, "rb");
+    if (!file) fail("failed", "%s: %s", info.dli_fname, strerror(errno));
+    uint64_t hash = 0xcbf29ce484222325u;
+    unsigned char piece[1 << 16]; /* the whole of it would count as the model's peak memory */
+    for (size_t got; (got = fread(piece, 1, sizeof piece, file)) > 0;)
+        for (size_t i = 0; i < got; i++) hash = (hash ^ piece[i]) * 0x100000001b3u;
+    if (ferror(file)) fail("failed", "%s: %s", info.dli_fname, strerror(errno));
+    fclose(file);
     append(version, "libLiteRt %016" PRIx64, hash);
 }
 
@@ -1075,12 +1078,12 @@ static void examine(int fd, void *given) {
     }
 }
 
-static void take_names(struct plan *plan, char *said) {
-    char *line_end = NULL, *name_end = NULL;
-    for (size_t i = 0; i < plan->job_count; i++) {
-        char *line = strtok_r(i ? NULL : said, "\n", &line_end);
-        for (char *name = line ? strtok_r(line, "\t", &name_end) : NULL; name;
-             name = strtok_r(NULL, "\t", &name_end))
+/* One line a job; an empty one where nothing is known to take part. */
+static void take_names(struct plan *plan, char *line) {
+    char *end, *rest;
+    for (size_t i = 0; i < plan->job_count && (end = strchr(line, '\n')); i++, line = end + 1) {
+        *end = 0;
+        for (char *name = strtok_r(line, "\t", &rest); name; name = strtok_r(NULL, "\t", &rest))
             add_name(&plan->jobs[i].delegates, name);
     }
 }
@@ -1373,15 +1376,20 @@ struct question {
     char *name, *library; /* the library may be NULL */
 };
 
+/* A path by which this process reads the model: of an open file that has no name any more, so that
+ * nothing is left behind, not even by a library that crashes. */
 static char *write_tiny_model(const struct runtime *runtime) {
     bool onnx = !strcmp(runtime->name, "onnxruntime");
-    char *path = scratch_path(onnx ? ".onnx" : ".tflite");
-    int fd = open(path, O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0600);
-    if (fd < 0) fail("failed", "%s: %s", path, strerror(errno));
+    char *name = scratch_path("-XXXXXX");
+    int fd = mkstemp(name);
+    if (fd < 0) fail("failed", "%s: %s", name, strerror(errno));
+    unlink(name);
+    free(name);
     if (onnx) write_all(fd, (const char *)TINY_ONNX, sizeof TINY_ONNX);
     else write_all(fd, (const char *)TINY_TFLITE, sizeof TINY_TFLITE);
-    close(fd);
-    return path;
+    struct text path = {0};
+    append(&path, "/proc/self/fd/%d", fd);
+    return path.bytes;
 }
 
 /* In a child: open the library and run a tiny model; writes the runtime's part of the answer. */
@@ -1399,7 +1407,6 @@ static void try_runtime(int fd, void *given) {
     job.inputs[0] = (struct input){&DTYPES[0], {1, 4}, 2, 4 * sizeof *values, values};
     struct plan plan = {.threads = 1};
     void *model = runtime->load(&plan, &job, false);
-    unlink(job.path);
     runtime->feed(model, &job);
     const char *problem = runtime->call(model);
     if (problem) fail("failed", "%s", problem);
