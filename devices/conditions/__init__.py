@@ -7,12 +7,12 @@ may not: a condition is never silently less than it says.
     ``readings``   the device's state in one command; ``linux`` and ``android`` understand it
     ``preflight``  judging it, and waiting for what passes
     ``pinned``     what pinning changes
-    ``journal``    changes that are put back, whatever becomes of us
+    ``journal``    changes that are put back, whatever becomes of us; ``scripts`` that do it
     ``visit``      all of it, for as long as a visit lasts
 """
 
 from devices.conditions.gates import Gates, Refusal
-from devices.conditions.journal import keep_alive, restore
+from devices.conditions.journal import restore, still_applied
 from devices.conditions.preflight import Preflight, preflight, settle
 from devices.conditions.readings import Readings
 from devices.conditions.visit import Applied, applied
@@ -24,8 +24,8 @@ __all__ = [
     "Readings",
     "Refusal",
     "applied",
-    "keep_alive",
     "preflight",
     "restore",
     "settle",
+    "still_applied",
 ]

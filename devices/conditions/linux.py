@@ -103,6 +103,20 @@ def zones(values: Mapping[str, str]) -> dict[str, int]:
     return found
 
 
+def throttled(values: Mapping[str, str]) -> bool:
+    """Whether the system holds its processors back to cool them.
+
+    *Source:* drivers/thermal/cpufreq_cooling.c registers ``cpufreq-cpu0``, until Linux 5.11
+    ``thermal-cpufreq-0``; drivers/acpi/processor_thermal.c and its callers ``Processor``.
+    """
+    for path, state in values.items():
+        folder, _, name = path.rpartition("/")
+        kind = values.get(f"{folder}/type", "")
+        if name == "cur_state" and ("cpufreq" in kind or kind == "Processor") and state != "0":
+            return True
+    return False
+
+
 def supplies(values: Mapping[str, str]) -> tuple[int | None, bool | None]:
     """The system's own battery in percent, and whether anything powers it from outside."""
     percent = plugged = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from devices.conditions.gates import Gates
 from devices.conditions.journal import Change
 from devices.conditions.linux import Policy
-from devices.conditions.preflight import pinned_governor, policies_of
+from devices.conditions.preflight import pinned_governor, pinned_khz, policies_of
 from devices.conditions.readings import Readings
 from profiles.records import Condition
 
@@ -40,19 +40,26 @@ def changes(
 
 def _clock(policy: Policy, gates: Gates, tree: str) -> Changes:
     """The upper bound is lifted first: a lower bound above it would not be taken."""
-    khz = min(gates.pinned_khz or policy.highest_khz, policy.highest_khz)
-
-    def bounds(low: int, high: int) -> list[Change]:
-        return [
-            Change("file", f"{tree}{policy.path}/scaling_{name}_freq", str(value))
-            for name, value in (("max", policy.highest_khz), ("min", low), ("max", high))
-        ]
+    khz = pinned_khz(policy, gates)
+    upper, lower = (f"{tree}{policy.path}/scaling_{end}_freq" for end in ("max", "min"))
+    lift = Change("lift", upper, str(policy.highest_khz))
 
     def governor(name: str) -> Change:
         return Change("file", f"{tree}{policy.path}/scaling_governor", name)
 
-    forward = [governor(pinned_governor(gates)), *bounds(khz, khz)]
-    return forward, [*bounds(policy.min_khz, policy.max_khz), governor(policy.governor)]
+    forward = [
+        governor(pinned_governor(gates)),
+        lift,
+        Change("file", lower, str(khz)),
+        Change("file", upper, str(khz)),
+    ]
+    back = [
+        lift,
+        Change("file", lower, str(policy.min_khz)),
+        Change("cap", upper, str(policy.max_khz)),
+        governor(policy.governor),
+    ]
+    return forward, back
 
 
 def _phone(readings: Readings, gates: Gates) -> Changes:

@@ -61,6 +61,7 @@ def settle(
     condition: Condition,
     *,
     on_state: StateSink = lambda state, why: None,
+    on_look: Callable[[], None] = lambda: None,
     poll_s: float = POLL_S,
     tree: str = "",
 ) -> Preflight:
@@ -71,11 +72,13 @@ def settle(
 
     Args:
         on_state: called before each wait.
+        on_look: called before each look, for the sign of life that a pinned device's guard needs.
         poll_s: seconds between two looks.
         transport, system, gates, condition, tree: see :func:`preflight`.
     """
     start = time.monotonic()
     while True:
+        on_look()
         seen = preflight(transport, system, gates, condition, tree=tree)
         waited_s = time.monotonic() - start
         hopeless = any(not refusal.passing for refusal in seen.refusals)
@@ -241,6 +244,28 @@ def _cannot_be_pinned(readings: Readings, gates: Gates, condition: Condition) ->
                 f"{gates.pinned_khz} kHz",
                 "pin it to a frequency that it has",
             )
+        elif _throttled(readings, policy, gates):
+            yield Refusal(
+                f"the clock of {name}",
+                f"held at {policy.max_khz} kHz by the system, which cools",
+                f"free to reach {policy.highest_khz} kHz",
+                "let it cool, or give it a fan",
+                passing=True,
+            )
+
+
+def _throttled(readings: Readings, policy: Policy, gates: Gates) -> bool:
+    """Whether a clock's upper bound may be the thermal governor's: neither to be kept, nor pinned.
+
+    A device that is pinned, and is as it was pinned, is not.
+    """
+    as_pinned = policy.min_khz == policy.max_khz == pinned_khz(policy, gates)
+    return readings.throttled and policy.max_khz < policy.highest_khz and not as_pinned
+
+
+def pinned_khz(policy: Policy, gates: Gates) -> int:
+    """The frequency that a pinned clock gets."""
+    return min(gates.pinned_khz or policy.highest_khz, policy.highest_khz)
 
 
 def pinned_governor(gates: Gates) -> str:

@@ -47,6 +47,9 @@ for p; do
   then echo "$n ${p#"$r"}/writable = yes"; fi
 done
 for z in "$r"/sys/class/thermal/thermal_zone*; do show "$z/type" "$z/temp"; done
+if [ "$system" != android ]; then
+  for c in "$r"/sys/class/thermal/cooling_device*; do show "$c/type" "$c/cur_state"; done
+fi
 for s in "$r"/sys/class/power_supply/*; do
   show "$s/type" "$s/scope" "$s/online" "$s/capacity"
 done
@@ -75,6 +78,7 @@ class Readings:
         busy_cores: how many cores' worth of work was done while nobody of ours worked.
         online: the cores that are.
         policies: of the processors' clocks.
+        throttled: whether Linux holds the processors back to cool them.
         battery_percent: the charge.
         plugged: whether anything powers it from outside.
         screen_on, airplane: of a phone.
@@ -86,6 +90,7 @@ class Readings:
     busy_cores: float | None = None
     online: frozenset[int] | None = None
     policies: tuple[Policy, ...] = ()
+    throttled: bool = False
     battery_percent: int | None = None
     plugged: bool | None = None
     screen_on: bool | None = None
@@ -159,6 +164,7 @@ def understand(text: str, nonce: str) -> Readings:
         busy_cores=linux.busy_cores(counters, len(online)) if online else None,
         online=online,
         policies=linux.policies(values),
+        throttled=linux.throttled(values),
         battery_percent=android.battery_percent(battery) if battery else percent,
         plugged=android.plugged(battery) if battery else plugged,
         screen_on=android.screen_on(sections.get("power", "")),

@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 from devices.conditions.gates import Gates
-from devices.conditions.journal import PATIENCE_S, change, restore
+from devices.conditions.journal import ANYBODY, PATIENCE_S, change, restore
 from devices.conditions.pinned import changes
 from devices.conditions.preflight import POLL_S, Preflight, StateSink, judge_phone, settle
 from devices.conditions.readings import Readings, read
@@ -28,10 +28,13 @@ class Applied:
     Args:
         readings: taken after everything was set; the governor of the condition is theirs.
         waited_s: how long the device was waited for.
+        token: what :func:`devices.conditions.journal.still_applied` knows the visit by; empty
+            as-shipped.
     """
 
     readings: Readings
     waited_s: float
+    token: str = ""
 
     def environment(self) -> dict[str, Any]:
         """As plain data, for the record of a run."""
@@ -46,6 +49,7 @@ def applied(
     gates: Gates,
     condition: Condition,
     *,
+    holder: str = ANYBODY,
     on_state: StateSink = lambda state, why: None,
     again: Callable[[], Transport] | None = None,
     patience_s: int = PATIENCE_S,
@@ -54,9 +58,9 @@ def applied(
 ) -> Iterator[Applied]:
     """Put back what others left, wait for the gates, set what the condition says; then undo it.
 
-    It is undone in every way out, SIGTERM and Ctrl-C among them.  Should the way to the device be
-    lost for good, the guard undoes it there.  Call :func:`devices.conditions.journal.keep_alive`
-    before each run.
+    It is undone in every way out: SIGTERM, a closed terminal and Ctrl-C among them.  Should the way
+    to the device be lost for good, the guard undoes it there.  Call
+    :func:`devices.conditions.journal.still_applied` before each run, and while it is waited for.
 
     Args:
         transport: the connection to the device.
@@ -64,6 +68,7 @@ def applied(
         facts: of the device; ``system`` is looked at.
         gates: what must hold.
         condition: ``mode`` and ``core_mask`` are looked at.
+        holder: one word for this host and lab.
         on_state: told while the device is waited for.
         again: gives the connection to undo it by, a new one where the first is lost.
         patience_s: how long the guard waits for a sign of life.
@@ -72,9 +77,10 @@ def applied(
 
     Raises:
         NotReady: what must hold does not, or cannot be set; every reason is said.
+        DeviceBusy: another holder has pinned the device.
         DeviceError: something could not be undone.
     """
-    restore(transport, root)
+    restore(transport, root, holder)
     system = str(facts.get("system", "linux"))
     seen = settle(transport, system, gates, condition, on_state=on_state, poll_s=poll_s, tree=tree)
     _refuse(seen)
@@ -83,15 +89,15 @@ def applied(
         return
 
     def undo() -> None:
-        restore(again() if again else transport, root)
+        restore(again() if again else transport, root, holder)
 
     with _undone(undo, patience_s):
         forward, back = changes(seen.readings, system, gates, condition, tree)
-        change(transport, root, forward, back, patience_s=patience_s)
+        token = change(transport, root, forward, back, holder=holder, patience_s=patience_s)
         readings = read(transport, system, tree=tree)
         # What a phone only promises to do is looked at: its screen, its radios.
         _refuse(Preflight(readings, tuple(judge_phone(readings, gates))))
-        yield Applied(readings, seen.waited_s)
+        yield Applied(readings, seen.waited_s, token)
 
 
 def _refuse(seen: Preflight) -> None:
@@ -105,32 +111,40 @@ def _refuse(seen: Preflight) -> None:
 @contextmanager
 def _undone(undo: Callable[[], None], patience_s: int) -> Iterator[None]:
     """Call ``undo`` at the end; a failure of it does not hide the one that came first."""
-    with _sigterm_unwinds():
+    with _ended_by_unwinding():
         try:
             yield
         except BaseException as error:
             try:
                 undo()
             except DeviceError as second:
-                error.add_note(f"{second}; its guard tries again within {patience_s} s")
+                error.add_note(f"{second}; its guard tries, too, in {patience_s} s")
             raise
         undo()
 
 
 @contextmanager
-def _sigterm_unwinds() -> Iterator[None]:
-    """Have SIGTERM end this process as an exception does, through every ``finally``."""
+def _ended_by_unwinding() -> Iterator[None]:
+    """Have SIGTERM and SIGHUP end this process as an exception does, through every ``finally``.
+
+    A closed terminal may send its signal twice; the second one is not to break off the undoing.
+    """
     main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
+    ours = [
+        number
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if main and signal.getsignal(number) is signal.SIG_DFL
+    ]
 
     def unwind(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)
         raise SystemExit(128 + number)
 
-    signal.signal(signal.SIGTERM, unwind)
+    for number in ours:
+        signal.signal(number, unwind)
     try:
         yield
     finally:
-        with contextlib.suppress(ValueError):
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in ours:
+            with contextlib.suppress(ValueError):
+                signal.signal(number, signal.SIG_DFL)

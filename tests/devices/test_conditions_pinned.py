@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from devices.conditions import Applied, Gates, applied, keep_alive, restore
+from devices.conditions import Applied, Gates, applied, restore, still_applied
 from devices.conditions.journal import Change, change
 from devices.endpoints.phone import install_phone
 from devices.transport.base import Transport
@@ -219,8 +219,8 @@ def test_what_a_failing_visit_changed_is_put_back(device: Device) -> None:
 
 def commands_of_a_visit(device: Device) -> int:
     counter = Dying(LocalTransport(device.home), at=1_000, done=False)
-    with device.pinned(counter):
-        keep_alive(counter, str(device.root))
+    with device.pinned(counter) as visit:
+        still_applied(counter, str(device.root), visit.token)
     return counter.count
 
 
@@ -230,8 +230,8 @@ def test_a_link_cut_at_any_command_is_mended_by_the_next_visit(device: Device, d
     assert commands == 6  # put back, look, set, look, keep alive, put back
     for at in range(1, commands + 1):
         dying = Dying(LocalTransport(device.home), at, done)
-        with pytest.raises(ConnectionLost), device.pinned(dying):
-            keep_alive(dying, str(device.root))
+        with pytest.raises(ConnectionLost), device.pinned(dying) as visit:
+            still_applied(dying, str(device.root), visit.token)
         restore(LocalTransport(device.home), str(device.root))
         assert device.is_as_it_was(), f"cut at command {at}"
 
@@ -240,9 +240,9 @@ def test_a_link_cut_in_a_visit_is_mended_over_a_new_one(device: Device) -> None:
     dying = Dying(LocalTransport(device.home), at=5, done=False)
     with (
         pytest.raises(ConnectionLost) as lost,
-        device.pinned(dying, again=lambda: LocalTransport(device.home)),
+        device.pinned(dying, again=lambda: LocalTransport(device.home)) as visit,
     ):
-        keep_alive(dying, str(device.root))
+        still_applied(dying, str(device.root), visit.token)
     assert device.is_as_it_was()
     assert not hasattr(lost.value, "__notes__")
 
@@ -265,8 +265,8 @@ def test_visits_that_crash_one_upon_another_never_lose_the_way_back(
     for at, done in crashes:
         dying = Dying(LocalTransport(board.home), at, done)
         try:
-            with board.pinned(dying):
-                keep_alive(dying, str(board.root))
+            with board.pinned(dying) as visit:
+                still_applied(dying, str(board.root), visit.token)
         except ConnectionLost:
             pass
     with board.pinned():
@@ -295,18 +295,18 @@ def test_a_device_that_stops_in_mid_change_is_put_back(
 
 def test_the_guard_puts_the_device_back_when_nobody_comes(device: Device) -> None:
     dying = Dying(LocalTransport(device.home), at=5, done=False)
-    with pytest.raises(ConnectionLost), device.pinned(dying, patience_s=1):
-        keep_alive(dying, str(device.root))
+    with pytest.raises(ConnectionLost), device.pinned(dying, patience_s=1) as visit:
+        still_applied(dying, str(device.root), visit.token)
     eventually(device.is_as_it_was)
     eventually(lambda: not guards(device.root))
 
 
 def test_the_guard_lets_a_visit_be_that_gives_signs_of_life(board: Device) -> None:
     transport = LocalTransport(board.home)
-    with board.pinned(transport, patience_s=3):
+    with board.pinned(transport, patience_s=3) as visit:
         for _ in range(6):
             time.sleep(1)
-            keep_alive(transport, str(board.root))
+            still_applied(transport, str(board.root), visit.token)
         assert board.journal.exists()
         assert clock(board.tree, "policy0")[0] == "performance"
 
