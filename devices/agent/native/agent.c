@@ -13,7 +13,6 @@
 
 #define _GNU_SOURCE
 #include <ctype.h>
-#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -27,6 +26,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -34,10 +34,10 @@
 #define PLAN_FORMAT 2
 #define MAX_INPUTS 64
 #define MAX_RANK 8
-#define MAX_DELEGATES 8
 #define MAX_MESSAGE 2000
 
 #define PRINTF(text, first) __attribute__((format(printf, text, first)))
+#define HEX "0123456789abcdefABCDEF"
 #define LENGTH(array) (sizeof(array) / sizeof *(array))
 
 /* ---------------------------------------------------------------- memory and text ------------ */
@@ -80,13 +80,14 @@ static void append_bytes(struct text *text, const char *bytes, size_t size) {
 static void append(struct text *text, const char *format, ...) PRINTF(2, 3);
 
 static void append(struct text *text, const char *format, ...) {
-    char piece[MAX_MESSAGE + 1];
+    char *piece;
     va_list arguments;
     va_start(arguments, format);
-    int size = vsnprintf(piece, sizeof piece, format, arguments);
+    int size = vasprintf(&piece, format, arguments);
     va_end(arguments);
-    if (size < 0) return;
-    append_bytes(text, piece, (size_t)size < sizeof piece ? (size_t)size : sizeof piece - 1);
+    if (size < 0) out_of_memory();
+    append_bytes(text, piece, (size_t)size);
+    free(piece);
 }
 
 static char *copy_of(const char *bytes) {
@@ -124,13 +125,18 @@ static void append_quoted(struct text *text, const char *value) {
     append_bytes(text, "\"", 1);
 }
 
-static void append_list(struct text *text, char *const *names, size_t count) {
-    append_bytes(text, "[", 1);
-    for (size_t i = 0; i < count; i++) {
-        if (i) append_bytes(text, ",", 1);
-        append_quoted(text, names[i]);
-    }
-    append_bytes(text, "]", 1);
+/* A list of names is kept as the inside of a JSON list. */
+static void add_name(struct text *list, const char *name) {
+    if (list->size) append_bytes(list, ",", 1);
+    append_quoted(list, name);
+}
+
+static bool lists(const struct text *list, const char *name) {
+    struct text quoted = {0};
+    append_quoted(&quoted, name);
+    bool found = list->size && strstr(list->bytes, quoted.bytes);
+    free(quoted.bytes);
+    return found;
 }
 
 /* ---------------------------------------------------------------- events --------------------- */
@@ -216,36 +222,29 @@ struct value {
     char *string;
     bool whole;   /* the number is an integer that fits */
     int64_t integer;
-    double number;
     struct value *first, *next;
 };
 
 struct reader {
-    const char *at, *end;
+    const char *at; /* a zero byte ends it */
     int depth;
 };
 
 static void unreadable(const char *what) { fail("failed", "the plan cannot be read: %s", what); }
 
-static void skip_space(struct reader *in) {
-    while (in->at < in->end && strchr(" \t\r\n", *in->at) && *in->at) in->at++;
-}
-
 static bool take(struct reader *in, char c) {
-    skip_space(in);
-    if (in->at == in->end || *in->at != c) return false;
+    in->at += strspn(in->at, " \t\r\n");
+    if (*in->at != c) return false;
     in->at++;
     return true;
 }
 
 static uint32_t read_hex4(struct reader *in) {
-    uint32_t code = 0;
-    for (int i = 0; i < 4; i++, in->at++) {
-        if (in->at == in->end || !isxdigit((unsigned char)*in->at)) unreadable("a bad \\u escape");
-        int c = tolower((unsigned char)*in->at);
-        code = code << 4 | (uint32_t)(c <= '9' ? c - '0' : c - 'a' + 10);
-    }
-    return code;
+    char digits[5] = {0};
+    if (strspn(in->at, HEX) < 4) unreadable("a bad \\u escape");
+    memcpy(digits, in->at, 4);
+    in->at += 4;
+    return (uint32_t)strtoul(digits, NULL, 16);
 }
 
 static void append_code(struct text *text, uint32_t code) {
@@ -259,23 +258,19 @@ static void append_code(struct text *text, uint32_t code) {
 
 static void read_escape(struct reader *in, struct text *text) {
     static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
-    char c = in->at < in->end ? *in->at++ : 0;
+    char c = *in->at;
     const char *found = c ? strchr(from, c) : NULL;
-    if (found) {
-        append_bytes(text, &to[found - from], 1);
-        return;
-    }
-    if (c != 'u') unreadable("a bad escape");
+    if (found) append_bytes(text, &to[found - from], 1);
+    if (!found && c != 'u') unreadable("a bad escape");
+    in->at++;
+    if (found) return;
     uint32_t code = read_hex4(in);
-    if (code >= 0xd800 && code < 0xdc00) {
-        if (in->end - in->at < 2 || in->at[0] != '\\' || in->at[1] != 'u')
-            unreadable("half a surrogate pair");
-        in->at += 2;
-        uint32_t low = read_hex4(in);
+    if (code >= 0xd800 && code < 0xe000) {
+        bool pair = code < 0xdc00 && in->at[0] == '\\' && in->at[1] == 'u';
+        in->at += pair ? 2 : 0;
+        uint32_t low = pair ? read_hex4(in) : 0;
         if (low < 0xdc00 || low > 0xdfff) unreadable("half a surrogate pair");
         code = 0x10000 + ((code - 0xd800) << 10) + (low - 0xdc00);
-    } else if (code >= 0xdc00 && code < 0xe000) {
-        unreadable("half a surrogate pair");
     }
     if (!code) unreadable("a string with a zero in it");
     append_code(text, code);
@@ -286,40 +281,23 @@ static char *read_string(struct reader *in) {
     append_bytes(&text, "", 0);
     if (!take(in, '"')) unreadable("a string was expected");
     for (;;) {
-        if (in->at == in->end) unreadable("a string does not end");
         unsigned char c = (unsigned char)*in->at++;
         if (c == '"') return text.bytes;
-        if (c < 0x20) unreadable("a control character in a string");
+        if (c < 0x20) unreadable("a string does not end, or has a control character");
         if (c == '\\') read_escape(in, &text);
         else append_bytes(&text, in->at - 1, 1);
     }
 }
 
 static void read_number(struct reader *in, struct value *value) {
-    const char *start = in->at, *at = in->at;
-    at += *at == '-';
-    const char *digits = at;
-    while (isdigit((unsigned char)*at)) at++;
-    if (at == digits || (*digits == '0' && at - digits > 1)) unreadable("a bad number");
-    bool whole = true;
-    if (*at == '.') {
-        whole = false;
-        if (!isdigit((unsigned char)*++at)) unreadable("a bad number");
-        while (isdigit((unsigned char)*at)) at++;
-    }
-    if (*at == 'e' || *at == 'E') {
-        whole = false;
-        at++;
-        at += *at == '+' || *at == '-';
-        if (!isdigit((unsigned char)*at)) unreadable("a bad number");
-        while (isdigit((unsigned char)*at)) at++;
-    }
+    char *end, *integer_end;
+    (void)strtod(in->at, &end);
+    if (end == in->at) unreadable("a bad number");
     errno = 0;
     value->kind = NUMBER;
-    value->number = strtod(start, NULL);
-    value->integer = strtoll(start, NULL, 10);
-    value->whole = whole && errno == 0;
-    in->at = at;
+    value->integer = strtoll(in->at, &integer_end, 10);
+    value->whole = errno == 0 && integer_end == end;
+    in->at = end;
 }
 
 static struct value *read_value(struct reader *in);
@@ -345,24 +323,23 @@ static void read_members(struct reader *in, struct value *value, char close) {
 
 static bool take_word(struct reader *in, const char *word) {
     size_t size = strlen(word);
-    if ((size_t)(in->end - in->at) < size || memcmp(in->at, word, size)) return false;
+    if (strncmp(in->at, word, size)) return false;
     in->at += size;
     return true;
 }
 
 static struct value *read_value(struct reader *in) {
     struct value *value = zeroed(1, sizeof *value);
-    skip_space(in);
-    if (in->at == in->end) unreadable("it ends too early");
-    char c = *in->at;
-    if (c == '"') {
+    if (take(in, '{')) {
+        value->kind = OBJECT;
+        read_members(in, value, '}');
+    } else if (take(in, '[')) {
+        value->kind = ARRAY;
+        read_members(in, value, ']');
+    } else if (*in->at == '"') {
         value->kind = STRING;
         value->string = read_string(in);
-    } else if (c == '{' || c == '[') {
-        in->at++;
-        value->kind = c == '{' ? OBJECT : ARRAY;
-        read_members(in, value, c == '{' ? '}' : ']');
-    } else if (c == '-' || isdigit((unsigned char)c)) {
+    } else if (*in->at == '-' || isdigit((unsigned char)*in->at)) {
         read_number(in, value);
     } else if (take_word(in, "true") || take_word(in, "false")) {
         value->kind = BOOLEAN;
@@ -372,33 +349,25 @@ static struct value *read_value(struct reader *in) {
     return value;
 }
 
-static char *read_file(const char *path, size_t *size) {
+static struct text read_file(const char *path) {
     FILE *file = fopen(path, "rb");
     if (!file) fail("failed", "%s: %s", path, strerror(errno));
     struct text text = {0};
     char piece[1 << 16];
-    size_t got;
     append_bytes(&text, "", 0);
-    while ((got = fread(piece, 1, sizeof piece, file)) > 0) append_bytes(&text, piece, got);
+    for (size_t got; (got = fread(piece, 1, sizeof piece, file)) > 0;)
+        append_bytes(&text, piece, got);
     if (ferror(file)) fail("failed", "%s: %s", path, strerror(errno));
     fclose(file);
-    if (size) *size = text.size;
-    return text.bytes;
+    return text;
 }
 
 static struct value *read_json(const char *path) {
-    size_t size;
-    char *bytes = read_file(path, &size);
-    if (strlen(bytes) != size) unreadable("a zero byte in it");
-    for (const unsigned char *at = (unsigned char *)bytes; *at;) {
-        int length = utf8_length(at);
-        if (!length) unreadable("it is not UTF-8");
-        at += length;
-    }
-    struct reader in = {bytes, bytes + size, 0};
+    struct text text = read_file(path);
+    struct reader in = {text.bytes, 0};
     struct value *value = read_value(&in);
-    skip_space(&in);
-    if (in.at != in.end) unreadable("something follows its end");
+    if (!take(&in, 0) || in.at <= text.bytes + text.size)
+        unreadable("something follows its end");
     return value;
 }
 
@@ -454,17 +423,13 @@ struct input {
     void *bytes; /* aligned to 64, as delegates like it */
 };
 
-struct names {
-    char *names[MAX_DELEGATES];
-    size_t count;
-};
-
 struct job {
     char *id, *path;
     struct input inputs[MAX_INPUTS];
     size_t input_count;
-    struct names expect, delegates;
-    void *model; /* the runtime's */
+    const struct value *expect; /* the first of the names, or NULL */
+    struct text delegates;      /* the names of those that take part */
+    void *model;                /* the runtime's */
 };
 
 struct plan {
@@ -476,17 +441,6 @@ struct plan {
     struct job *jobs;
     size_t job_count;
 };
-
-static bool among(const struct names *names, const char *name) {
-    for (size_t i = 0; i < names->count; i++)
-        if (!strcmp(names->names[i], name)) return true;
-    return false;
-}
-
-static void add_name(struct names *names, const char *name) {
-    if (names->count < MAX_DELEGATES && !among(names, name))
-        names->names[names->count++] = copy_of(name);
-}
 
 static void read_input(const struct value *spec, struct input *input) {
     if (spec->kind != OBJECT) fail("failed", "an input is %s", KINDS[spec->kind]);
@@ -503,12 +457,16 @@ static void read_input(const struct value *spec, struct input *input) {
         input->shape[input->rank++] = axis->integer;
     }
     const char *path = need(spec, "path", STRING)->string;
-    char *bytes = read_file(path, &input->size);
-    if (input->size != wanted)
-        fail("failed", "%s has %zu bytes, its shape and type need %zu", path, input->size, wanted);
+    struct stat found;
+    FILE *file = fopen(path, "rb");
+    if (!file || fstat(fileno(file), &found)) fail("failed", "%s: %s", path, strerror(errno));
+    if ((uint64_t)found.st_size != wanted)
+        fail("failed", "%s has %lld bytes, its shape and type need %zu", path,
+             (long long)found.st_size, wanted);
     if (posix_memalign(&input->bytes, 64, wanted + 64)) out_of_memory();
-    memcpy(input->bytes, bytes, wanted);
-    free(bytes);
+    if (fread(input->bytes, 1, wanted, file) != wanted) fail("failed", "%s cannot be read", path);
+    fclose(file);
+    input->size = wanted;
 }
 
 static void read_job(const struct value *spec, struct job *job) {
@@ -520,11 +478,9 @@ static void read_job(const struct value *spec, struct job *job) {
         read_input(input, &job->inputs[job->input_count++]);
     }
     struct value *expect = find(spec, "expect", ARRAY);
-    for (struct value *name = expect ? expect->first : NULL; name; name = name->next) {
+    job->expect = expect ? expect->first : NULL;
+    for (const struct value *name = job->expect; name; name = name->next)
         if (name->kind != STRING) fail("failed", "expect is a list of names");
-        if (job->expect.count == MAX_DELEGATES) fail("failed", "too many delegates are expected");
-        add_name(&job->expect, name->string);
-    }
 }
 
 static struct plan read_plan(const char *path) {
@@ -566,26 +522,31 @@ static struct plan read_plan(const char *path) {
 struct runtime {
     const char *name;
     const char *library;  /* the file name to open where the plan names none */
-    const char *hint;     /* what to do where it is missing */
     const char *standard; /* what takes part without a delegate, where that is certain, or NULL */
     /* Find the functions needed and the version; ends by `fail` where the library is another. */
     void (*open)(void *library, struct text *version);
-    /* The delegates this build has. */
-    void (*available)(struct names *found);
+    /* Add the delegates this build has. */
+    void (*available)(struct text *list);
     /* A model ready to be fed; `examine`: made to tell what took part, not to be timed. */
     void *(*load)(const struct plan *plan, const struct job *job, bool examine);
     void (*feed)(void *model, const struct job *job);
     /* One inference; NULL, or what went wrong.  This alone is timed. */
     const char *(*call)(void *model);
-    /* What took part in the calls of a model loaded to be examined. */
-    void (*taking_part)(void *model, struct names *found);
+    /* Add what took part in the calls of a model loaded to be examined. */
+    void (*taking_part)(void *model, struct text *list);
 };
+#define HINT "give the path of the runtime's C library (libonnxruntime.so, libLiteRt.so)"
 
 /* A function of the library, or the end: it is not the library it was taken for. */
 static void *function(void *library, const char *name) {
     void *found = dlsym(library, name);
     if (!found) fail("runtime-missing", "the library has no function %s", name);
     return found;
+}
+
+static void check_count(size_t taken, const struct job *job) {
+    if (taken != job->input_count)
+        fail("failed", "the model takes %zu inputs and was given %zu", taken, job->input_count);
 }
 
 /* A path for a file of this process, in a folder that can be written; the file does not exist. */
@@ -607,50 +568,37 @@ static char *scratch_path(const char *suffix) {
  * struct OrtApi, checked against the static_asserts on their offsets in onnxruntime_c_api.cc. */
 typedef void *Status; /* NULL: well */
 
-static struct {
-    const char *(*error_message)(const void *status);
-    Status (*create_env)(int severity, const char *name, void **env);
-    Status (*create_session)(const void *env, const char *path, const void *options, void **out);
-    Status (*create_options)(void **out);
-    Status (*enable_profiling)(void *options, const char *prefix);
-    Status (*set_severity)(void *options, int severity);
-    Status (*set_intra_threads)(void *options, int threads);
-    Status (*set_inter_threads)(void *options, int threads);
-    Status (*input_count)(const void *session, size_t *out);
-    Status (*output_count)(const void *session, size_t *out);
-    Status (*input_name)(const void *session, size_t index, void *allocator, char **out);
-    Status (*output_name)(const void *session, size_t index, void *allocator, char **out);
-    Status (*create_tensor)(const void *memory, void *bytes, size_t size, const int64_t *shape,
-                            size_t rank, int type, void **out);
-    Status (*create_memory_info)(int allocator, int kind, void **out);
-    Status (*default_allocator)(void **out);
-    Status (*end_profiling)(void *session, void *allocator, char **path);
-    Status (*providers)(char ***names, int *count);
-    Status (*run_bound)(void *session, const void *options, const void *binding);
-    Status (*create_binding)(void *session, void **out);
-    Status (*bind_input)(void *binding, const char *name, const void *tensor);
-    Status (*bind_output)(void *binding, const char *name, const void *memory);
-    Status (*append_provider)(void *options, const char *name, const char *const *keys,
-                              const char *const *values, size_t count);
-} ort;
-
-static const struct {
-    void *slot;
-    size_t position;
-} ORT_TABLE[] = {
-    {&ort.error_message, 2},       {&ort.create_env, 3},          {&ort.create_session, 7},
-    {&ort.create_options, 10},     {&ort.enable_profiling, 14},   {&ort.set_severity, 22},
-    {&ort.set_intra_threads, 24},  {&ort.set_inter_threads, 25},  {&ort.input_count, 30},
-    {&ort.output_count, 31},       {&ort.input_name, 36},         {&ort.output_name, 37},
-    {&ort.create_tensor, 49},      {&ort.create_memory_info, 69}, {&ort.default_allocator, 78},
-    {&ort.end_profiling, 110},     {&ort.providers, 125},         {&ort.run_bound, 133},
-    {&ort.create_binding, 134},    {&ort.bind_input, 136},        {&ort.bind_output, 138},
-    {&ort.append_provider, 216},
-};
+#define ORT_FUNCTIONS(USE)                                                                        \
+    USE(2, const char *, error_message, (const void *status))                                     \
+    USE(3, Status, create_env, (int severity, const char *name, void **env))                      \
+    USE(7, Status, create_session, (void *env, const char *path, void *options, void **out))      \
+    USE(10, Status, create_options, (void **out))                                                 \
+    USE(14, Status, enable_profiling, (void *options, const char *prefix))                        \
+    USE(22, Status, set_severity, (void *options, int severity))                                  \
+    USE(24, Status, set_intra_threads, (void *options, int threads))                              \
+    USE(25, Status, set_inter_threads, (void *options, int threads))                              \
+    USE(30, Status, input_count, (void *session, size_t *out))                                    \
+    USE(31, Status, output_count, (void *session, size_t *out))                                   \
+    USE(36, Status, input_name, (void *session, size_t index, void *allocator, char **out))       \
+    USE(37, Status, output_name, (void *session, size_t index, void *allocator, char **out))      \
+    USE(49, Status, create_tensor, (void *memory, void *bytes, size_t size, const int64_t *shape, \
+                                    size_t rank, int type, void **out))                           \
+    USE(69, Status, create_memory_info, (int allocator, int kind, void **out))                    \
+    USE(78, Status, default_allocator, (void **out))                                              \
+    USE(110, Status, end_profiling, (void *session, void *allocator, char **path))                \
+    USE(125, Status, providers, (char ***names, int *count))                                      \
+    USE(133, Status, run_bound, (void *session, void *options, void *binding))                    \
+    USE(134, Status, create_binding, (void *session, void **out))                                 \
+    USE(136, Status, bind_input, (void *binding, const char *name, void *tensor))                 \
+    USE(138, Status, bind_output, (void *binding, const char *name, void *memory))                \
+    USE(216, Status, append_provider, (void *options, const char *name, const char *const *keys,  \
+                                       const char *const *values, size_t count))
 /* The version of the table that has all of these; the library may be any later one. */
 #define ORT_API_VERSION 12
 
-static void *ort_library, *ort_env, *ort_allocator, *ort_memory;
+#define ORT_FIELD(position, type, name, arguments) type (*name) arguments;
+static struct { ORT_FUNCTIONS(ORT_FIELD) } ort;
+static void *ort_env, *ort_allocator, *ort_memory;
 
 static void ort_check(Status status) {
     if (status) fail("failed", "%s", ort.error_message(status));
@@ -668,41 +616,29 @@ static void ort_open(void *library, struct text *version) {
     if (!table)
         fail("runtime-missing", "ONNX Runtime %s is older than 1.%d", base->version(),
              ORT_API_VERSION);
-    for (size_t i = 0; i < LENGTH(ORT_TABLE); i++)
-        memcpy(ORT_TABLE[i].slot, &table[ORT_TABLE[i].position], sizeof(void *));
+#define ORT_FIND(position, type, name, arguments) *(const void **)&ort.name = table[position];
+    ORT_FUNCTIONS(ORT_FIND)
     append(version, "%s", base->version());
-    ort_library = library;
 }
 
-static void ort_available(struct names *found) {
+static void ort_available(struct text *list) {
     char **names;
     int count;
     ort_check(ort.providers(&names, &count));
-    for (int i = 0; i < count; i++) add_name(found, names[i]);
+    for (int i = 0; i < count; i++) add_name(list, names[i]);
 }
 
-/* Ask for an execution provider: by the short name its factory knows, NNAPI's by its own. */
+/* Ask for an execution provider by the name its factory knows: XnnpackExecutionProvider's is
+ * XNNPACK, and so on. */
 static void ort_ask_for(void *options, const char *delegate, int threads) {
-    static const char *const NAMES[][2] = {{"XnnpackExecutionProvider", "XNNPACK"},
-                                           {"QNNExecutionProvider", "QNN"},
-                                           {"AzureExecutionProvider", "AZURE"}};
-    char count[12];
+    char *name = copy_of(delegate), *suffix = strstr(name, "ExecutionProvider"), count[12];
+    const char *key = "intra_op_num_threads", *value = count;
+    if (suffix) *suffix = 0;
+    for (char *at = name; *at; at++) *at = (char)toupper((unsigned char)*at);
     snprintf(count, sizeof count, "%d", threads);
-    const char *key = "intra_op_num_threads", *value = count, *name = delegate;
-    for (size_t i = 0; i < LENGTH(NAMES); i++)
-        if (!strcmp(delegate, NAMES[i][0])) name = NAMES[i][1];
-    Status status;
-    if (!strcmp(delegate, "NnapiExecutionProvider")) {
-        Status (*append_nnapi)(void *options, uint32_t flags);
-        *(void **)&append_nnapi =
-            dlsym(ort_library, "OrtSessionOptionsAppendExecutionProvider_Nnapi");
-        if (!append_nnapi) fail("fallback", "this ONNX Runtime has no %s", delegate);
-        status = append_nnapi(options, 0);
-    } else {
-        size_t settings = !strcmp(name, "XNNPACK");
-        status = ort.append_provider(options, name, &key, &value, settings);
-    }
+    Status status = ort.append_provider(options, name, &key, &value, !strcmp(name, "XNNPACK"));
     if (status) fail("fallback", "%s: %s", delegate, ort.error_message(status));
+    free(name);
 }
 
 struct ort_model {
@@ -734,8 +670,7 @@ static void ort_feed(void *loaded, const struct job *job) {
     char *name;
     ort_check(ort.input_count(model->session, &inputs));
     ort_check(ort.output_count(model->session, &outputs));
-    if (inputs != job->input_count)
-        fail("failed", "the model takes %zu inputs and was given %zu", inputs, job->input_count);
+    check_count(inputs, job);
     ort_check(ort.create_binding(model->session, &model->binding));
     for (size_t i = 0; i < inputs; i++) {
         const struct input *input = &job->inputs[i];
@@ -758,19 +693,16 @@ static const char *ort_call(void *loaded) {
 }
 
 /* The profile of a run names the provider of every node that ran. */
-static void ort_taking_part(void *loaded, struct names *found) {
+static void ort_taking_part(void *loaded, struct text *list) {
     struct ort_model *model = loaded;
-    struct names known = {0};
-    char *path;
+    char *path, **names;
+    int count;
     ort_check(ort.end_profiling(model->session, ort_allocator, &path));
-    char *profile = read_file(path, NULL);
+    struct text profile = read_file(path);
     unlink(path);
-    ort_available(&known);
-    for (size_t i = 0; i < known.count; i++) {
-        struct text quoted = {0};
-        append_quoted(&quoted, known.names[i]);
-        if (strstr(profile, quoted.bytes)) add_name(found, known.names[i]);
-    }
+    ort_check(ort.providers(&names, &count));
+    for (int i = 0; i < count; i++)
+        if (lists(&profile, names[i])) add_name(list, names[i]);
 }
 
 /* ---------------------------------------------------------------- LiteRT --------------------- */
@@ -785,66 +717,43 @@ struct lrt_type { /* LiteRtRankedTensorType; room for what a later layout append
     uint32_t strides[8 + 8];
 };
 
-static struct {
-    int (*create_environment)(int count, const void *options, void **out);
-    int (*create_model)(const void *, const void *, void *);
-    int (*create_options)(void **out);
-    int (*set_accelerators)(void *options, int set);
-    int (*create_opaque)(const char *name, void *payload, void (*release)(void *), void **out);
-    int (*add_opaque)(void *options, void *opaque);
-    int (*compile)(void *environment, void *model, void *options, void **out);
-    int (*signature)(void *model, size_t index, void **out);
-    int (*signature_subgraph)(void *signature, void **out);
-    int (*input_count)(void *signature, size_t *out);
-    int (*output_count)(void *signature, size_t *out);
-    int (*input_tensor)(void *signature, size_t index, void **out);
-    int (*output_tensor)(void *signature, size_t index, void **out);
-    int (*subgraph_input)(void *subgraph, size_t index, void **out);
-    int (*tensor_type)(void *tensor, struct lrt_type *out);
-    int (*input_needs)(void *compiled, size_t signature, size_t index, void **out);
-    int (*output_needs)(void *compiled, size_t signature, size_t index, void **out);
-    int (*create_buffer)(void *environment, const struct lrt_type *, void *needs, void **out);
-    int (*buffer_size)(void *buffer, size_t *out);
-    int (*lock)(void *buffer, void **bytes, int mode);
-    int (*unlock)(void *buffer);
-    int (*run)(void *compiled, size_t signature, size_t inputs, void **input, size_t outputs,
-               void **output);
-    int (*profiler)(void *compiled, void **out);
-    int (*start_profiler)(void *profiler);
-    int (*summary)(void *profiler, void *compiled, const char **out);
-} lrt;
+#define LRT_FUNCTIONS(USE)                                                                        \
+    USE(create_environment, "CreateEnvironment", (int count, const void *options, void **out))    \
+    USE(create_model, "CreateModelFromFile", (const void *, const void *, void *))                \
+    USE(create_options, "CreateOptions", (void **out))                                            \
+    USE(set_accelerators, "SetOptionsHardwareAccelerators", (void *options, int set))             \
+    USE(create_opaque, "CreateOpaqueOptions",                                                     \
+        (const char *name, void *payload, void (*release)(void *), void **out))                   \
+    USE(add_opaque, "AddOpaqueOptions", (void *options, void *opaque))                            \
+    USE(compile, "CreateCompiledModel",                                                           \
+        (void *environment, void *model, void *options, void **out))                              \
+    USE(signature, "GetModelSignature", (void *model, size_t index, void **out))                  \
+    USE(signature_subgraph, "GetSignatureSubgraph", (void *signature, void **out))                \
+    USE(input_count, "GetNumSignatureInputs", (void *signature, size_t *out))                     \
+    USE(output_count, "GetNumSignatureOutputs", (void *signature, size_t *out))                   \
+    USE(input_tensor, "GetSignatureInputTensorByIndex",                                           \
+        (void *signature, size_t index, void **out))                                              \
+    USE(output_tensor, "GetSignatureOutputTensorByIndex",                                         \
+        (void *signature, size_t index, void **out))                                              \
+    USE(subgraph_input, "GetSubgraphInput", (void *subgraph, size_t index, void **out))           \
+    USE(tensor_type, "GetRankedTensorType", (void *tensor, struct lrt_type *out))                 \
+    USE(input_needs, "GetCompiledModelInputBufferRequirements",                                   \
+        (void *compiled, size_t signature, size_t index, void **out))                             \
+    USE(output_needs, "GetCompiledModelOutputBufferRequirements",                                 \
+        (void *compiled, size_t signature, size_t index, void **out))                             \
+    USE(create_buffer, "CreateManagedTensorBufferFromRequirements",                               \
+        (void *environment, const struct lrt_type *, void *needs, void **out))                    \
+    USE(buffer_size, "GetTensorBufferPackedSize", (void *buffer, size_t *out))                    \
+    USE(lock, "LockTensorBuffer", (void *buffer, void **bytes, int mode))                         \
+    USE(unlock, "UnlockTensorBuffer", (void *buffer))                                             \
+    USE(run, "RunCompiledModel", (void *compiled, size_t signature, size_t inputs, void **input,  \
+                                  size_t outputs, void **output))                                 \
+    USE(profiler, "CompiledModelGetProfiler", (void *compiled, void **out))                       \
+    USE(start_profiler, "StartProfiler", (void *profiler))                                        \
+    USE(summary, "GetProfileSummary", (void *profiler, void *compiled, const char **out))
 
-static const struct {
-    void *slot;
-    const char *name;
-} LRT_TABLE[] = {
-    {&lrt.create_environment, "LiteRtCreateEnvironment"},
-    {&lrt.create_model, "LiteRtCreateModelFromFile"},
-    {&lrt.create_options, "LiteRtCreateOptions"},
-    {&lrt.set_accelerators, "LiteRtSetOptionsHardwareAccelerators"},
-    {&lrt.create_opaque, "LiteRtCreateOpaqueOptions"},
-    {&lrt.add_opaque, "LiteRtAddOpaqueOptions"},
-    {&lrt.compile, "LiteRtCreateCompiledModel"},
-    {&lrt.signature, "LiteRtGetModelSignature"},
-    {&lrt.signature_subgraph, "LiteRtGetSignatureSubgraph"},
-    {&lrt.input_count, "LiteRtGetNumSignatureInputs"},
-    {&lrt.output_count, "LiteRtGetNumSignatureOutputs"},
-    {&lrt.input_tensor, "LiteRtGetSignatureInputTensorByIndex"},
-    {&lrt.output_tensor, "LiteRtGetSignatureOutputTensorByIndex"},
-    {&lrt.subgraph_input, "LiteRtGetSubgraphInput"},
-    {&lrt.tensor_type, "LiteRtGetRankedTensorType"},
-    {&lrt.input_needs, "LiteRtGetCompiledModelInputBufferRequirements"},
-    {&lrt.output_needs, "LiteRtGetCompiledModelOutputBufferRequirements"},
-    {&lrt.create_buffer, "LiteRtCreateManagedTensorBufferFromRequirements"},
-    {&lrt.buffer_size, "LiteRtGetTensorBufferPackedSize"},
-    {&lrt.lock, "LiteRtLockTensorBuffer"},
-    {&lrt.unlock, "LiteRtUnlockTensorBuffer"},
-    {&lrt.run, "LiteRtRunCompiledModel"},
-    {&lrt.profiler, "LiteRtCompiledModelGetProfiler"},
-    {&lrt.start_profiler, "LiteRtStartProfiler"},
-    {&lrt.summary, "LiteRtGetProfileSummary"},
-};
-
+#define LRT_FIELD(name, symbol, arguments) int (*name) arguments;
+static struct { LRT_FUNCTIONS(LRT_FIELD) } lrt;
 static void *lrt_environment;
 
 static void lrt_check(int status, const char *what) {
@@ -854,8 +763,8 @@ static void lrt_check(int status, const char *what) {
 /* LiteRT's C library does not tell its version: a hash of its bytes stands for it.
  * Source: FNV-1a, 64 bits (Fowler, Noll and Vo). */
 static void lrt_open(void *library, struct text *version) {
-    for (size_t i = 0; i < LENGTH(LRT_TABLE); i++)
-        *(void **)LRT_TABLE[i].slot = function(library, LRT_TABLE[i].name);
+#define LRT_FIND(name, symbol, arguments) *(void **)&lrt.name = function(library, "LiteRt" symbol);
+    LRT_FUNCTIONS(LRT_FIND)
     Dl_info info;
     if (!dladdr(*(void **)&lrt.run, &info)) fail("failed", "no path of LiteRT's library");
     FILE *file = fopen(info.dli_fname, "rb");
@@ -869,9 +778,9 @@ static void lrt_open(void *library, struct text *version) {
     append(version, "libLiteRt %016" PRIx64, hash);
 }
 
-static void lrt_available(struct names *found) {
-    add_name(found, "XNNPACK");
-    add_name(found, "builtin");
+static void lrt_available(struct text *list) {
+    add_name(list, "XNNPACK");
+    add_name(list, "builtin");
 }
 
 static void lrt_add_settings(void *options, const char *name, const char *settings) {
@@ -946,34 +855,36 @@ static void lrt_fill(void *buffer, const struct lrt_type *type, const struct inp
     lrt_check(lrt.unlock(buffer), "unlock an input");
 }
 
+/* A buffer for an input or output of the model, which is `tensor` of `type`. */
+static void *lrt_buffer(struct lrt_model *model, bool input, size_t index, void **tensor,
+                        struct lrt_type *type) {
+    void *needs, *buffer;
+    lrt_check((input ? lrt.input_tensor : lrt.output_tensor)(model->signature, index, tensor),
+              "find a tensor");
+    lrt_check(lrt.tensor_type(*tensor, type), "use tensors without a fixed rank");
+    lrt_check((input ? lrt.input_needs : lrt.output_needs)(model->compiled, 0, index, &needs),
+              "size a tensor");
+    lrt_check(lrt.create_buffer(lrt_environment, type, needs, &buffer), "make a buffer");
+    return buffer;
+}
+
 static void lrt_feed(void *loaded, const struct job *job) {
     struct lrt_model *model = loaded;
     struct lrt_type type = {0};
-    void *tensor, *needs, *subgraph;
+    void *tensor, *subgraph;
     lrt_check(lrt.signature(model->model, 0, &model->signature), "find a signature");
     lrt_check(lrt.signature_subgraph(model->signature, &subgraph), "find the graph");
     lrt_check(lrt.input_count(model->signature, &model->input_count), "count inputs");
     lrt_check(lrt.output_count(model->signature, &model->output_count), "count outputs");
-    if (model->input_count != job->input_count)
-        fail("failed", "the model takes %zu inputs and was given %zu", model->input_count,
-             job->input_count);
+    check_count(model->input_count, job);
     if (model->output_count > MAX_INPUTS) fail("failed", "more than %d outputs", MAX_INPUTS);
     for (size_t i = 0; i < model->input_count; i++) {
-        lrt_check(lrt.input_tensor(model->signature, i, &tensor), "find an input");
-        lrt_check(lrt.tensor_type(tensor, &type), "use inputs without a fixed rank");
-        lrt_check(lrt.input_needs(model->compiled, 0, i, &needs), "size an input");
-        lrt_check(lrt.create_buffer(lrt_environment, &type, needs, &model->inputs[i]),
-                  "make an input");
+        model->inputs[i] = lrt_buffer(model, true, i, &tensor, &type);
         size_t place = lrt_input_of(tensor, subgraph, model->input_count, i);
         lrt_fill(model->inputs[i], &type, &job->inputs[place]);
     }
-    for (size_t i = 0; i < model->output_count; i++) {
-        lrt_check(lrt.output_tensor(model->signature, i, &tensor), "find an output");
-        lrt_check(lrt.tensor_type(tensor, &type), "use outputs without a fixed rank");
-        lrt_check(lrt.output_needs(model->compiled, 0, i, &needs), "size an output");
-        lrt_check(lrt.create_buffer(lrt_environment, &type, needs, &model->outputs[i]),
-                  "make an output");
-    }
+    for (size_t i = 0; i < model->output_count; i++)
+        model->outputs[i] = lrt_buffer(model, false, i, &tensor, &type);
 }
 
 static const char *lrt_call(void *loaded) {
@@ -984,21 +895,20 @@ static const char *lrt_call(void *loaded) {
 }
 
 /* The profile of a run marks what a delegate executed; on the CPU that is XNNPACK. */
-static void lrt_taking_part(void *loaded, struct names *found) {
+static void lrt_taking_part(void *loaded, struct text *list) {
     struct lrt_model *model = loaded;
     const char *summary = NULL;
     if (!model->profiler || lrt.summary(model->profiler, model->compiled, &summary) || !summary)
         return;
-    if (strstr(summary, "[Delegate]")) add_name(found, "XNNPACK");
-    else if (strstr(summary, "[Builtin]")) add_name(found, "builtin");
+    if (strstr(summary, "[Delegate]")) add_name(list, "XNNPACK");
+    else if (strstr(summary, "[Builtin]")) add_name(list, "builtin");
 }
 
 static const struct runtime RUNTIMES[] = {
-    {"onnxruntime", "libonnxruntime.so",
-     "give the path of ONNX Runtime's C library (libonnxruntime.so)", "CPUExecutionProvider",
-     ort_open, ort_available, ort_load, ort_feed, ort_call, ort_taking_part},
-    {"litert", "libLiteRt.so", "give the path of LiteRT's C library (libLiteRt.so)", NULL,
-     lrt_open, lrt_available, lrt_load, lrt_feed, lrt_call, lrt_taking_part},
+    {"onnxruntime", "libonnxruntime.so", "CPUExecutionProvider", ort_open, ort_available, ort_load,
+     ort_feed, ort_call, ort_taking_part},
+    {"litert", "libLiteRt.so", NULL, lrt_open, lrt_available, lrt_load, lrt_feed, lrt_call,
+     lrt_taking_part},
 };
 
 static const struct runtime *runtime_named(const char *name) {
@@ -1010,36 +920,11 @@ static const struct runtime *runtime_named(const char *name) {
 
 static void open_runtime(const struct runtime *runtime, const char *path, struct text *version) {
     void *library = dlopen(path ? path : runtime->library, RTLD_NOW | RTLD_LOCAL);
-    if (!library) fail("runtime-missing", "%s; %s", dlerror(), runtime->hint);
+    if (!library) fail("runtime-missing", "%s; %s", dlerror(), HINT);
     runtime->open(library, version);
 }
 
 /* ---------------------------------------------------------------- what takes part ------------ */
-
-/* Run `work` in a child of its own, so that nothing of it, not even a crash, stays here; returns
- * what it wrote.  `status` is that of waitpid. */
-static struct text in_child(void (*work)(int fd, void *given), void *given, int *status) {
-    int ends[2];
-    struct text said = {0};
-    char piece[4096];
-    ssize_t got;
-    if (pipe(ends)) fail("failed", "no pipe: %s", strerror(errno));
-    pid_t child = fork();
-    if (child < 0) fail("failed", "no process: %s", strerror(errno));
-    if (!child) {
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
-        close(ends[0]);
-        work(ends[1], given);
-        _exit(0);
-    }
-    close(ends[1]);
-    append_bytes(&said, "", 0);
-    while ((got = read(ends[0], piece, sizeof piece)) > 0 || (got < 0 && errno == EINTR))
-        if (got > 0) append_bytes(&said, piece, (size_t)got);
-    close(ends[0]);
-    while (waitpid(child, status, 0) < 0 && errno == EINTR) continue;
-    return said;
-}
 
 static int child_fd;
 
@@ -1051,111 +936,111 @@ static void tell_failure(const char *kind, const char *message) {
     _exit(1);
 }
 
+/* Run `work` in a child of its own, so that nothing of it, not even a crash, stays here; returns
+ * what it made.  `status` is that of waitpid. */
+static struct text in_child(struct text (*work)(void *given), void *given, int *status) {
+    int ends[2];
+    struct text said = {0};
+    char piece[4096];
+    ssize_t got;
+    if (pipe(ends)) fail("failed", "no pipe: %s", strerror(errno));
+    pid_t child = fork();
+    if (child < 0) fail("failed", "no process: %s", strerror(errno));
+    if (!child) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        close(ends[0]);
+        child_fd = ends[1];
+        failing = tell_failure;
+        said = work(given);
+        write_all(child_fd, said.bytes, said.size);
+        _exit(0);
+    }
+    close(ends[1]);
+    append_bytes(&said, "", 0);
+    while ((got = read(ends[0], piece, sizeof piece)) > 0 || (got < 0 && errno == EINTR))
+        if (got > 0) append_bytes(&said, piece, (size_t)got);
+    close(ends[0]);
+    while (waitpid(child, status, 0) < 0 && errno == EINTR) continue;
+    return said;
+}
+
 struct visit {
     const struct runtime *runtime;
-    struct plan *plan;
+    const struct plan *plan;
 };
 
 /* In a child: one call of each model, loaded to be examined; a line of names for each. */
-static void examine(int fd, void *given) {
-    struct visit *visit = given;
-    child_fd = fd;
-    failing = tell_failure;
-    signal(SIGALRM, SIG_DFL);
-    alarm(visit->plan->deadline_s);
+static struct text examine(void *given) {
+    const struct visit *visit = given;
+    struct text lines = {0};
     for (size_t i = 0; i < visit->plan->job_count; i++) {
-        struct job *job = &visit->plan->jobs[i];
-        struct names found = {0};
-        struct text line = {0};
+        const struct job *job = &visit->plan->jobs[i];
+        struct text list = {0};
         void *model = visit->runtime->load(visit->plan, job, true);
         visit->runtime->feed(model, job);
         const char *problem = visit->runtime->call(model);
         if (problem) fail("failed", "%s", problem);
-        visit->runtime->taking_part(model, &found);
-        for (size_t name = 0; name < found.count; name++) append(&line, "%s\t", found.names[name]);
-        append(&line, "\n");
-        write_all(fd, line.bytes, line.size);
+        visit->runtime->taking_part(model, &list);
+        append(&lines, "%s\n", list.size ? list.bytes : "");
     }
+    return lines;
 }
 
-/* One line a job; an empty one where nothing is known to take part. */
-static void take_names(struct plan *plan, char *line) {
-    char *end, *rest;
-    for (size_t i = 0; i < plan->job_count && (end = strchr(line, '\n')); i++, line = end + 1) {
-        *end = 0;
-        for (char *name = strtok_r(line, "\t", &rest); name; name = strtok_r(NULL, "\t", &rest))
-            add_name(&plan->jobs[i].delegates, name);
+/* Let a child find out for every job what executes it. */
+static void ask_child(const struct runtime *runtime, struct plan *plan) {
+    struct visit visit = {runtime, plan};
+    int status;
+    struct text said = in_child(examine, &visit, &status);
+    char *message = *said.bytes == '!' ? strchr(said.bytes, ' ') : NULL;
+    if (message) {
+        *message = 0;
+        fail(said.bytes + 1, "%s", message + 1);
     }
+    if (WIFSIGNALED(status))
+        fail("failed", "%s died of signal %d", runtime->name, WTERMSIG(status));
+    char *line = said.bytes, *end;
+    for (size_t i = 0; i < plan->job_count && (end = strchr(line, '\n')); i++, line = end + 1)
+        append_bytes(&plan->jobs[i].delegates, line, (size_t)(end - line));
 }
 
 /* Refuse to time a model where a delegate that was asked for or is expected takes no part. */
 static void require(const struct plan *plan, const struct job *job, const char *wanted) {
-    if (among(&job->delegates, wanted)) return;
-    struct text found = {0};
-    append_list(&found, job->delegates.names, job->delegates.count);
-    fail("fallback", "%s: %s takes no part in it: %s executes it with %s", job->id, wanted,
-         plan->runtime, found.bytes);
+    if (!lists(&job->delegates, wanted))
+        fail("fallback", "%s: %s takes no part in it: %s executes it with %s", job->id, wanted,
+             plan->runtime, job->delegates.bytes);
 }
 
 /* Find out for every job what really executes it. */
 static void find_delegates(const struct runtime *runtime, struct plan *plan) {
     bool standard = runtime->standard
                     && (!plan->delegate || !strcmp(plan->delegate, runtime->standard));
-    if (!standard) {
-        struct visit visit = {runtime, plan};
-        int status;
-        struct text said = in_child(examine, &visit, &status);
-        char *failure = strchr(said.bytes, '!');
-        char *message = failure ? strchr(failure, ' ') : NULL;
-        if (message) {
-            *message = 0;
-            fail(failure + 1, "%s", message + 1);
-        }
-        if (WIFSIGNALED(status))
-            fail("failed", "%s died of signal %d", runtime->name, WTERMSIG(status));
-        take_names(plan, said.bytes);
-    }
+    if (!standard) ask_child(runtime, plan);
     for (size_t i = 0; i < plan->job_count; i++) {
         struct job *job = &plan->jobs[i];
-        if (standard) add_name(&job->delegates, runtime->standard);
-        if (!job->delegates.count) add_name(&job->delegates, "unknown");
+        if (!job->delegates.size)
+            add_name(&job->delegates, standard ? runtime->standard : "unknown");
         if (plan->delegate) require(plan, job, plan->delegate);
-        for (size_t name = 0; name < job->expect.count; name++)
-            require(plan, job, job->expect.names[name]);
+        for (const struct value *name = job->expect; name; name = name->next)
+            require(plan, job, name->string);
     }
 }
 
 /* ---------------------------------------------------------------- the device's state --------- */
 
-static int by_name(const void *a, const void *b) {
-    return strcmp(*(char *const *)a, *(char *const *)b);
-}
-
-/* Append the numbers in FOLDER/PREFIX<digit>.../FILE, in the order of the names. */
-static void append_numbers(struct text *text, const char *folder, const char *prefix,
-                           const char *file) {
-    char *names[256];
-    size_t count = 0, size = strlen(prefix);
-    DIR *directory = opendir(folder);
-    bool any = false;
-    for (struct dirent *entry; directory && count < LENGTH(names) && (entry = readdir(directory));)
-        if (!strncmp(entry->d_name, prefix, size) && isdigit((unsigned char)entry->d_name[size]))
-            names[count++] = copy_of(entry->d_name);
-    if (directory) closedir(directory);
-    qsort(names, count, sizeof *names, by_name);
+/* Append the numbers in the files PREFIX0/FILE, PREFIX1/FILE and so on, where there are such. */
+static void append_numbers(struct text *text, const char *prefix, const char *file) {
+    const char *comma = "";
     append(text, "[");
-    for (size_t i = 0; i < count; i++) {
-        struct text path = {0};
+    for (int i = 0; i < 256; i++) {
+        char path[128];
         long number;
-        append(&path, "%s/%s/%s", folder, names[i], file);
-        FILE *stream = fopen(path.bytes, "r");
+        snprintf(path, sizeof path, "%s%d/%s", prefix, i, file);
+        FILE *stream = fopen(path, "r");
         if (stream && fscanf(stream, "%ld", &number) == 1) {
-            append(text, any ? ",%ld" : "%ld", number);
-            any = true;
+            append(text, "%s%ld", comma, number);
+            comma = ",";
         }
         if (stream) fclose(stream);
-        free(path.bytes);
-        free(names[i]);
     }
     append(text, "]");
 }
@@ -1168,9 +1053,9 @@ static void emit_environment(const char *when) {
     if (stream && fscanf(stream, "%lf", &load) == 1) append(&line, "\"load_1min\":%.2f,", load);
     if (stream) fclose(stream);
     append(&line, "\"frequencies_khz\":");
-    append_numbers(&line, "/sys/devices/system/cpu", "cpu", "cpufreq/scaling_cur_freq");
+    append_numbers(&line, "/sys/devices/system/cpu/cpu", "cpufreq/scaling_cur_freq");
     append(&line, ",\"temperatures_mdegc\":");
-    append_numbers(&line, "/sys/class/thermal", "thermal_zone", "temp");
+    append_numbers(&line, "/sys/class/thermal/thermal_zone", "temp");
     append(&line, ",\"clock\":\"clock_gettime(CLOCK_MONOTONIC)\"}");
     emit(&line);
 }
@@ -1191,17 +1076,13 @@ static void pin(const char *mask) {
     cpu_set_t wanted, granted;
     CPU_ZERO(&wanted);
     size_t size = strlen(mask);
-    if (!size || strspn(mask, "0123456789abcdefABCDEF") != size)
+    if (!size || strspn(mask, HEX) != size)
         fail("failed", "core_mask '%s' is not a hexadecimal number", mask);
-    for (size_t i = 0; i < size; i++) {
-        int c = tolower((unsigned char)mask[size - 1 - i]);
-        int nibble = c <= '9' ? c - '0' : c - 'a' + 10;
-        for (size_t bit = 0; bit < 4; bit++) {
-            if (!(nibble >> bit & 1)) continue;
-            if (4 * i + bit >= CPU_SETSIZE)
-                fail("failed", "core_mask names a core beyond %d", CPU_SETSIZE);
-            CPU_SET(4 * i + bit, &wanted);
-        }
+    for (size_t core = 0; core < 4 * size; core++) {
+        char digit[] = {mask[size - 1 - core / 4], 0};
+        if (!(strtoul(digit, NULL, 16) >> core % 4 & 1)) continue;
+        if (core >= CPU_SETSIZE) fail("failed", "core_mask names a core beyond %d", CPU_SETSIZE);
+        CPU_SET(core, &wanted);
     }
     if (sched_setaffinity(0, sizeof wanted, &wanted))
         fail("failed", "core_mask %s: %s", mask, strerror(errno));
@@ -1268,10 +1149,8 @@ static void load_job(const struct runtime *runtime, const struct plan *plan, str
     struct text line = {0};
     append(&line, "{\"event\":\"loaded\",\"job\":");
     append_quoted(&line, job->id);
-    append(&line, ",\"load_ns\":%" PRId64 ",\"first_ns\":%" PRId64 ",\"delegates\":",
-           loaded - start, first - called);
-    append_list(&line, job->delegates.names, job->delegates.count);
-    append(&line, ",\"threads\":%d}", plan->threads);
+    append(&line, ",\"load_ns\":%" PRId64 ",\"first_ns\":%" PRId64, loaded - start, first - called);
+    append(&line, ",\"delegates\":[%s],\"threads\":%d}", job->delegates.bytes, plan->threads);
     emit(&line);
 }
 
@@ -1349,27 +1228,18 @@ static void measure(struct plan *plan) {
 
 /* One ReLU over float32[1,4] in each format: a library that runs it works here. */
 static const unsigned char TINY_ONNX[] = {
-    8,7,18,0,58,59,10,12,10,1,120,18,1,121,34,4,82,101,108,117,
-    18,1,116,90,19,10,1,120,18,14,10,12,8,1,18,8,10,2,8,1,
-    10,2,8,4,98,19,10,1,121,18,14,10,12,8,1,18,8,10,2,8,
-    1,10,2,8,4,66,4,10,0,16,13,
+    8,7,18,0,58,59,10,12,10,1,120,18,1,121,34,4,82,101,108,117,18,1,116,90,19,10,1,120,18,14,10,
+    12,8,1,18,8,10,2,8,1,10,2,8,4,98,19,10,1,121,18,14,10,12,8,1,18,8,10,2,8,1,10,2,8,4,66,4,10,0,
+    16,13,
 };
 static const unsigned char TINY_TFLITE[] = {
-    24,0,0,0,84,70,76,51,0,0,14,0,20,0,16,0,12,0,8,0,
-    0,0,4,0,14,0,0,0,16,0,0,0,28,0,0,0,216,0,0,0,
-    3,0,0,0,1,0,0,0,8,0,0,0,4,0,4,0,4,0,0,0,
-    1,0,0,0,16,0,0,0,12,0,20,0,16,0,12,0,8,0,4,0,
-    12,0,0,0,16,0,0,0,60,0,0,0,64,0,0,0,68,0,0,0,
-    1,0,0,0,16,0,0,0,0,0,10,0,12,0,0,0,8,0,4,0,
-    10,0,0,0,8,0,0,0,12,0,0,0,1,0,0,0,1,0,0,0,
-    1,0,0,0,0,0,0,0,1,0,0,0,1,0,0,0,1,0,0,0,
-    0,0,0,0,2,0,0,0,52,0,0,0,4,0,0,0,224,255,255,255,
-    8,0,0,0,12,0,0,0,1,0,0,0,121,0,0,0,2,0,0,0,
-    1,0,0,0,4,0,0,0,12,0,12,0,8,0,0,0,0,0,4,0,
-    12,0,0,0,8,0,0,0,12,0,0,0,1,0,0,0,120,0,0,0,
-    2,0,0,0,1,0,0,0,4,0,0,0,1,0,0,0,16,0,0,0,
-    12,0,12,0,11,0,0,0,0,0,4,0,12,0,0,0,19,0,0,0,
-    0,0,0,19,
+    24,0,0,0,84,70,76,51,0,0,14,0,20,0,16,0,12,0,8,0,0,0,4,0,14,0,0,0,16,0,0,0,28,0,0,0,216,0,0,0,
+    3,0,0,0,1,0,0,0,8,0,0,0,4,0,4,0,4,0,0,0,1,0,0,0,16,0,0,0,12,0,20,0,16,0,12,0,8,0,4,0,12,0,0,0,
+    16,0,0,0,60,0,0,0,64,0,0,0,68,0,0,0,1,0,0,0,16,0,0,0,0,0,10,0,12,0,0,0,8,0,4,0,10,0,0,0,8,0,0,
+    0,12,0,0,0,1,0,0,0,1,0,0,0,1,0,0,0,0,0,0,0,1,0,0,0,1,0,0,0,1,0,0,0,0,0,0,0,2,0,0,0,52,0,0,0,4,
+    0,0,0,224,255,255,255,8,0,0,0,12,0,0,0,1,0,0,0,121,0,0,0,2,0,0,0,1,0,0,0,4,0,0,0,12,0,12,0,8,
+    0,0,0,0,0,4,0,12,0,0,0,8,0,0,0,12,0,0,0,1,0,0,0,120,0,0,0,2,0,0,0,1,0,0,0,4,0,0,0,1,0,0,0,16,
+    0,0,0,12,0,12,0,11,0,0,0,0,0,4,0,12,0,0,0,19,0,0,0,0,0,0,19,
 };
 
 struct question {
@@ -1392,18 +1262,15 @@ static char *write_tiny_model(const struct runtime *runtime) {
     return path.bytes;
 }
 
-/* In a child: open the library and run a tiny model; writes the runtime's part of the answer. */
-static void try_runtime(int fd, void *given) {
+/* In a child: open the library and run a tiny model; the runtime's part of the answer. */
+static struct text try_runtime(void *given) {
     const struct question *question = given;
-    struct text answer = {0}, version = {0};
-    struct names available = {0};
-    child_fd = fd;
-    failing = tell_failure;
+    struct text answer = {0}, version = {0}, available = {0};
     alarm(60);
     const struct runtime *runtime = runtime_named(question->name);
     open_runtime(runtime, question->library, &version);
     static _Alignas(64) float values[64] = {-1, 0, 1, 2};
-    struct job job = {.id = copy_of("tiny"), .path = write_tiny_model(runtime), .input_count = 1};
+    struct job job = {.id = "tiny", .path = write_tiny_model(runtime), .input_count = 1};
     job.inputs[0] = (struct input){&DTYPES[0], {1, 4}, 2, 4 * sizeof *values, values};
     struct plan plan = {.threads = 1};
     void *model = runtime->load(&plan, &job, false);
@@ -1413,32 +1280,25 @@ static void try_runtime(int fd, void *given) {
     runtime->available(&available);
     append(&answer, "{\"version\":");
     append_quoted(&answer, version.bytes);
-    append(&answer, ",\"delegates\":");
-    append_list(&answer, available.names, available.count);
-    append(&answer, "}");
-    write_all(fd, answer.bytes, answer.size);
+    append(&answer, ",\"delegates\":[%s]}", available.bytes);
+    return answer;
 }
 
 static void append_answer(struct text *line, struct question *question) {
     int status;
     struct text said = in_child(try_runtime, question, &status);
-    const char *hint = "give the path of the runtime's C library";
     append_quoted(line, question->name);
     append(line, ":");
     if (said.size && *said.bytes != '!') {
         append_bytes(line, said.bytes, said.size);
         return;
     }
-    for (size_t i = 0; i < LENGTH(RUNTIMES); i++)
-        if (!strcmp(RUNTIMES[i].name, question->name)) hint = RUNTIMES[i].hint;
     const char *message = said.size ? strchr(said.bytes, ' ') : NULL;
     struct text death = {0};
     append(&death, "the library died of signal %d", WIFSIGNALED(status) ? WTERMSIG(status) : 0);
     append(line, "{\"missing\":");
     append_quoted(line, message ? message + 1 : death.bytes);
-    append(line, ",\"hint\":");
-    append_quoted(line, hint);
-    append(line, "}");
+    append(line, ",\"hint\":\"%s\"}", HINT);
 }
 
 static void probe(int count, char **names) {
