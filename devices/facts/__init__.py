@@ -4,7 +4,10 @@
 device is not what its profile says.  What a device does not tell is absent from its facts:
 
 ``serial``          what tells it from all others: the board's or phone's serial number; for a
-                    machine without one the DMI's UUID (root only) or its installation's machine-id
+                    machine without one its installation's machine-id, with the permanent address of
+                    its first network interface where it has one
+``serial_source``   where that is from: ``device-tree``, ``android``, or ``installation``: another
+                    once the machine is set up anew
 ``machine``         as ``uname -m`` says
 ``system``          ``linux`` or ``android``
 ``kernel``          its release
@@ -29,13 +32,13 @@ device is not what its profile says.  What a device does not tell is absent from
 
 from __future__ import annotations
 
-import re
 import secrets
 from typing import Any
 
 from devices.facts import cores, sensors
 from devices.facts.comparison import disagreements
 from devices.facts.dump import Dump, whole_number
+from devices.facts.identity import identity
 from devices.facts.script import SCRIPT
 from devices.transport.base import Transport
 from profiles.errors import ConnectionLost
@@ -44,20 +47,6 @@ __all__ = ["disagreements", "look", "parse"]
 
 #: The script takes well under a second on a board; a phone under load may take several.
 LOOK_DEADLINE_S = 60.0
-
-#: What makers leave in where a serial number should be, in lower case without separators.
-#: *Source*: public reports of DMI tables and of Android's properties; a set that may grow.
-_PLACEHOLDERS = {
-    "unknown",
-    "none",
-    "default",
-    "uninitialized",
-    "tobefilledbyo.e.m.",
-    "notspecified",
-    "0123456789abcdef",
-    "123456789",
-    "03000200040005000006000700080009",
-}
 
 
 def look(transport: Transport, deadline_s: float = LOOK_DEADLINE_S) -> dict[str, Any]:
@@ -95,7 +84,7 @@ def parse(text: str, nonce: str) -> dict[str, Any]:
     uname = (dump.text("uname") or "").split()
     machine = uname[-1] if len(uname) == 3 else None
     facts = {
-        "serial": _serial(dump),
+        **identity(dump),
         "machine": machine,
         "system": "android" if "ro.build.fingerprint" in properties else _lower(uname, 0),
         "kernel": uname[1] if len(uname) == 3 else None,
@@ -122,26 +111,6 @@ def parse(text: str, nonce: str) -> dict[str, Any]:
 
 def _lower(words: list[str], index: int) -> str | None:
     return words[index].lower() if len(words) == 3 else None
-
-
-def _serial(dump: Dump) -> str | None:
-    properties = dump.properties()
-    candidates = (
-        dump.text("/proc/device-tree/serial-number"),
-        properties.get("ro.serialno"),
-        properties.get("ro.boot.serialno"),
-        (dump.text("/sys/class/dmi/id/product_uuid") or "").lower(),
-        dump.text("/etc/machine-id"),
-    )
-    return next((text for text in candidates if text and _is_serial(text)), None)
-
-
-def _is_serial(text: str) -> bool:
-    plain = re.sub(r"[-_: ]", "", text).lower()
-    only_one_digit = len(set(plain)) < 2
-    return bool(re.fullmatch(r"[!-~]{4,128}", text)) and not (
-        only_one_digit or plain in _PLACEHOLDERS
-    )
 
 
 def _distribution(dump: Dump) -> str | None:

@@ -42,8 +42,15 @@ whole() {
 section uname; uname -s -r -m
 whole "$r/proc/cpuinfo" "$r/proc/meminfo" "$r/etc/os-release" "$r/proc/device-tree/model" \
   "$r/proc/device-tree/compatible" "$r/proc/device-tree/serial-number"
-show "$r/etc/machine-id" "$r/sys/hypervisor/type" "$r/sys/class/dmi/id/product_uuid" \
-  "$r/sys/class/dmi/id/product_name" "$r/sys/class/dmi/id/sys_vendor"
+show "$r/etc/machine-id" "$r/sys/hypervisor/type" "$r/sys/class/dmi/id/product_name" \
+  "$r/sys/class/dmi/id/sys_vendor"
+for p in "$r"/sys/class/net/*; do
+  if [ -e "$p/device" ]; then
+    show "$p/address" "$p/addr_assign_type" "$p/phy80211/macaddress" \
+      "$p/bonding_slave/perm_hwaddr"
+    whole "$p/device/uevent"
+  fi
+done
 show "$cpu/online"
 for p in "$cpu"/cpufreq/policy[0-9]*; do
   show "$p/related_cpus" "$p/scaling_governor" "$p/cpuinfo_min_freq" "$p/cpuinfo_max_freq"

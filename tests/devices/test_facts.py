@@ -213,27 +213,76 @@ def told(texts: dict[str, str]) -> dict[str, Any]:
 
 
 TREE = "/proc/device-tree/serial-number"
-UUID = "/sys/class/dmi/id/product_uuid"
 MACHINE_ID = "/etc/machine-id"
 
 
 def test_the_serial_is_the_hardwares_where_it_has_one():
     everything = {
         MACHINE_ID: "5a0c7f6f2d4f4b2b8e0f3c1d9b7a6e5c",
-        UUID: "4C4C4544-0051-3510-8052-B4C04F4A4D32",
         "getprop": "[ro.boot.serialno]: [BOOT1]\n[ro.serialno]: [SERIAL1]",
         TREE: "10000000a1b2c3d4",
     }
     expected = {
-        TREE: "10000000a1b2c3d4",
-        "getprop": "SERIAL1",
-        UUID: "4c4c4544-0051-3510-8052-b4c04f4a4d32",
-        MACHINE_ID: "5a0c7f6f2d4f4b2b8e0f3c1d9b7a6e5c",
+        TREE: ("10000000a1b2c3d4", "device-tree"),
+        "getprop": ("SERIAL1", "android"),
+        MACHINE_ID: ("5a0c7f6f2d4f4b2b8e0f3c1d9b7a6e5c", "installation"),
     }
     for source, serial in expected.items():
-        assert told(everything)["serial"] == serial
+        found = told(everything)
+        assert (found["serial"], found["serial_source"]) == serial
         del everything[source]
-    assert "serial" not in told(everything)
+    assert not {"serial", "serial_source"} & set(told(everything))
+
+
+def interface(name: str, address: str, kind: str = "DRIVER=igc", **more: str) -> dict[str, str]:
+    folder = f"/sys/class/net/{name}"
+    files = {"address": address, "addr_assign_type": "0", "device/uevent": kind, **more}
+    return {f"{folder}/{file}": text for file, text in files.items()}
+
+
+USB = "DEVTYPE=usb_interface\nDRIVER=r8152"
+FIRST, SECOND = "d8:3a:dd:00:00:01", "d8:3a:dd:00:00:02"
+PHY, BOND = {"phy80211/macaddress": FIRST}, {"bonding_slave/perm_hwaddr": FIRST}
+
+
+@pytest.mark.parametrize(
+    ("interfaces", "address"),
+    [
+        (interface("eth0", FIRST) | interface("eth1", SECOND), FIRST),
+        (interface("eth10", SECOND) | interface("eth2", FIRST), FIRST),
+        (interface("docker0", SECOND, kind="") | interface("eth0", FIRST), FIRST),
+        (interface("enx0", SECOND, USB) | interface("wlan0", FIRST), FIRST),
+        (interface("enx0", FIRST, USB), FIRST),
+        (interface("eth0", SECOND, addr_assign_type="1") | interface("eth1", FIRST), FIRST),
+        (interface("wlan0", SECOND, **PHY, addr_assign_type="3"), FIRST),
+        (interface("eth0", SECOND, **BOND), FIRST),
+        (interface("eth0", "00:00:00:00:00:00"), None),
+        (interface("ib0", "80:00:02:08:fe:80:00:00:00:00:00:00:00:02:c9:03:00:00:00:01"), None),
+        ({}, None),
+    ],
+    ids=[
+        *("the first", "by number", "not a bridge", "not on USB", "on USB if need be"),
+        *(
+            "not a random one",
+            "not the one in use",
+            "not the bond's",
+            "none",
+            "no MAC",
+            "container",
+        ),
+    ],
+)
+def test_machines_of_one_image_are_told_apart_by_their_first_network_interface(interfaces, address):
+    machine_id = "5a0c7f6f2d4f4b2b8e0f3c1d9b7a6e5c"
+    expected = f"{machine_id}-{address.replace(':', '')}" if address else machine_id
+    assert told({MACHINE_ID: machine_id, **interfaces})["serial"] == expected
+    assert "serial" not in told(interfaces)
+
+
+def test_nothing_that_only_root_may_read_is_asked_for():
+    """Else a device would be another one, with another lease, by who logs in."""
+    assert "product_uuid" not in SCRIPT
+    assert "product_serial" not in SCRIPT
 
 
 @pytest.mark.parametrize(
@@ -252,7 +301,7 @@ def test_the_serial_is_the_hardwares_where_it_has_one():
     ],
 )
 def test_a_serial_that_many_share_is_none(placeholder):
-    for source in (TREE, UUID, MACHINE_ID):
+    for source in (TREE, MACHINE_ID):
         assert "serial" not in told({source: placeholder})
     assert told({TREE: placeholder, MACHINE_ID: "ab12cd34"})["serial"] == "ab12cd34"
 
