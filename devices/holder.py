@@ -11,8 +11,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from devices.kernel_lock import held
 from devices.lab import Lab
+from devices.lab_database import elsewhere, expired, lease_row
 from profiles.errors import DeviceBusy
 
 _ASKED_TO_END_S = 10.0
@@ -32,7 +32,8 @@ class Holder:
         by_hand: whether a person took it by ``devices lease``.
         since_utc: when.
         ends_utc: when it is planned to end, or ``None``.
-        expires: on this host's monotonic clock, unless it is renewed.
+        boot: the run of the host whose monotonic clock ``expires`` is on.
+        expires: when, unless it is renewed.
     """
 
     serial: str
@@ -46,12 +47,27 @@ class Holder:
     by_hand: bool
     since_utc: str
     ends_utc: str | None
+    boot: str
     expires: float
 
     @property
     def expired(self) -> bool:
-        """Whether it has not been renewed in time: whoever wants the device gets it."""
-        return time.monotonic() >= self.expires
+        """Whether it has not been renewed in time: whoever wants the device gets it.
+
+        Never so of another host's, whose clock is not known here.
+        """
+        return expired(self.boot, self.expires)
+
+    @property
+    def remedy(self) -> str:
+        """What to do for who wants the device."""
+        force = f"device-lab devices release {self.device_id} --force"
+        if elsewhere(self.boot, self.host):
+            return (
+                "a lab belongs to one host: set EDGELOOP_LAB to a folder of its own on each;"
+                f" if nothing on {self.host} holds it any more: {force}"
+            )
+        return f"wait until it has finished (see: device-lab devices who), or: {force}"
 
     def describe(self) -> str:
         """In a few words, for messages."""
@@ -62,12 +78,11 @@ class Holder:
 
 
 def holder(lab: Lab, serial: str) -> Holder | None:
-    """Who holds a device: a living process, though perhaps a stopped one with an expired lease."""
+    """Who holds a device: a living process, though perhaps a stopped one with an expired lease,
+    or one of another host."""
     with lab.reading() as database:
         row = lease_row(database, serial)
-    if row is None or row["released_utc"] or not held(lab.lock_path(serial)):
-        return None
-    return holder_from(row)
+    return holder_from(row) if row is not None and lab.has_holder(row) else None
 
 
 def holders(lab: Lab) -> list[Holder]:
@@ -76,8 +91,8 @@ def holders(lab: Lab) -> list[Holder]:
         rows = database.execute(
             "SELECT * FROM lease WHERE released_utc IS NULL ORDER BY id, serial"
         )
-        found = [holder_from(row) for row in rows.fetchall()]
-    return [each for each in found if held(lab.lock_path(each.serial))]
+        found = rows.fetchall()
+    return [holder_from(row) for row in found if lab.has_holder(row)]
 
 
 def ask_to_end(lab: Lab, who: Holder) -> None:
@@ -87,11 +102,7 @@ def ask_to_end(lab: Lab, who: Holder) -> None:
         DeviceBusy: if it is not one that may be asked, or it does not end.
     """
     if not (who.by_hand and _ask(who)):
-        raise DeviceBusy(
-            who.describe(),
-            f"wait until it has finished, or: device-lab devices release {who.device_id} --force",
-            who.device_id,
-        )
+        raise DeviceBusy(who.describe(), who.remedy, who.device_id)
     deadline = time.monotonic() + _ASKED_TO_END_S
     while (now := holder(lab, who.serial)) is not None and now.fence == who.fence:
         if time.monotonic() > deadline:
@@ -101,14 +112,6 @@ def ask_to_end(lab: Lab, who: Holder) -> None:
                 who.device_id,
             )
         time.sleep(_POLL_S)
-
-
-def lease_row(database: sqlite3.Connection, serial: str) -> sqlite3.Row | None:
-    """The last lease of a device, over or not."""
-    row: sqlite3.Row | None = database.execute(
-        "SELECT * FROM lease WHERE serial = ?", (serial,)
-    ).fetchone()
-    return row
 
 
 def holder_from(row: sqlite3.Row) -> Holder:
@@ -125,6 +128,7 @@ def holder_from(row: sqlite3.Row) -> Holder:
         by_hand=bool(row["by_hand"]),
         since_utc=row["since_utc"],
         ends_utc=row["ends_utc"],
+        boot=row["boot"],
         expires=row["expires"],
     )
 

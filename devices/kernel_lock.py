@@ -12,11 +12,19 @@ import fcntl
 import os
 import stat
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
+from profiles.errors import DeviceError
+
 #: ``struct flock`` of fcntl(2): type, whence, start, length (0: to the end), process id.
 _FLOCK = "hhqqi"
+#: What to do about files that another user of this host has made.
+NOT_OURS = (
+    "did another user make files there, as sudo does? Then chown the lab folder and all in it to"
+    " yourself; or set EDGELOOP_LAB to a folder you may write"
+)
 #: Descriptors of locks that this process holds; a forked child must not keep them held.
 _held: set[int] = set()
 
@@ -31,7 +39,16 @@ class KernelLock:
 
     @classmethod
     def take(cls, path: Path) -> Self | None:
-        """Lock the file of that name, made where there is none; ``None`` if another has it."""
+        """Lock the file of that name, made where there is none; ``None`` if another has it.
+
+        Raises:
+            DeviceError: if the file cannot be used.
+        """
+        with _explained(path):
+            return cls._take(path)
+
+    @classmethod
+    def _take(cls, path: Path) -> Self | None:
         while True:
             descriptor = open_shared(path)
             try:
@@ -46,28 +63,36 @@ class KernelLock:
     @classmethod
     def replace(cls, path: Path) -> Self | None:
         """Lock a new file under that name; whoever holds the old file's lock holds nothing."""
-        path.unlink(missing_ok=True)
+        with _explained(path):
+            path.unlink(missing_ok=True)
         return cls.take(path)
 
     def release(self) -> None:
-        """Let go; a forked child's copy of the lock is none."""
-        if self._descriptor in _held:
-            _held.discard(self._descriptor)
+        """Let go, once; a forked child's copy of the lock is none."""
+        # The number may be another lock's as soon as it is closed.
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor in _held:
+            _held.discard(descriptor)
             # Said aloud: a child that is being forked just now has a copy of the descriptor.
-            fcntl.fcntl(self._descriptor, fcntl.F_OFD_SETLK, _request(fcntl.F_UNLCK))
-            os.close(self._descriptor)
+            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _request(fcntl.F_UNLCK))
+            os.close(descriptor)
 
 
 def held(path: Path) -> bool:
-    """Whether a living process holds the lock of the file that has this name now."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return False
-    try:
-        answer = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, _request())
-    finally:
-        os.close(descriptor)
+    """Whether a living process holds the lock of the file that has this name now.
+
+    Raises:
+        DeviceError: if the file cannot be used.
+    """
+    with _explained(path):
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return False
+        try:
+            answer = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, _request())
+        finally:
+            os.close(descriptor)
     kind: int = struct.unpack_from("h", answer)[0]
     return kind != fcntl.F_UNLCK
 
@@ -84,6 +109,14 @@ def open_shared(path: Path) -> int:
     if path.parent.stat().st_mode & stat.S_IWGRP and found.st_uid == os.geteuid():
         os.fchmod(descriptor, 0o660)  # whatever the umask
     return descriptor
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DeviceError(f"the lock {path} cannot be used: {error.strerror}", NOT_OURS) from error
 
 
 def _request(kind: int = fcntl.F_WRLCK) -> bytes:

@@ -5,6 +5,9 @@ service have in common.  It is its user's own.  Several users of one host share 
 ``EDGELOOP_LAB`` to a folder of a group they are all in::
 
     install -d -m 2770 -g lab /srv/edgeloop
+
+Hosts do not share one: where home folders are on a network, each host's ``EDGELOOP_LAB`` is a
+folder of its own.
 """
 
 from __future__ import annotations
@@ -14,7 +17,6 @@ import json
 import os
 import re
 import sqlite3
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -22,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from devices.kernel_lock import held
-from devices.lab_database import LabDatabase, utc_now
+from devices.lab_database import LabDatabase, elsewhere, expired, lease_row, utc_now
 from profiles.errors import DeviceError
 
 
@@ -189,6 +191,16 @@ class Lab(LabDatabase):
                 for row in rows.fetchall()
             ]
 
+    def has_holder(self, lease: sqlite3.Row) -> bool:
+        """Whether who took a lease has not given it back and lives.
+
+        Of another host's holder nothing is known here, whose locks need not be seen either: it
+        counts as alive.
+        """
+        return not lease["released_utc"] and (
+            elsewhere(lease["boot"], lease["host"]) or held(self.lock_path(lease["serial"]))
+        )
+
     def refuse_quarantined(self, database: sqlite3.Connection, serial: str) -> None:
         """Nobody works with a device in quarantine.
 
@@ -205,11 +217,8 @@ class Lab(LabDatabase):
             )
 
     def _state(self, database: sqlite3.Connection, serial: str, stored: str | None) -> DeviceState:
-        live = database.execute(
-            "SELECT 1 FROM lease WHERE serial = ? AND released_utc IS NULL AND expires > ?",
-            (serial, time.monotonic()),
-        )
-        if live.fetchone() is not None and held(self.lock_path(serial)):
+        row = lease_row(database, serial)
+        if row is not None and self.has_holder(row) and not expired(row["boot"], row["expires"]):
             return DeviceState.LEASED
         return DeviceState(stored or DeviceState.ABSENT)
 

@@ -1,13 +1,16 @@
 """The database of a lab: who holds which device, and what is known of it.
 
 It is in write-ahead mode and opened for each look at it, so what stands for it in a process holds
-nothing, may be used from any thread and survives a fork.
+nothing, may be used from any thread and survives a fork.  It belongs to one host: the expiry of a
+lease is on that host's clock.
 """
 
 from __future__ import annotations
 
 import datetime
+import functools
 import os
+import socket
 import sqlite3
 import stat
 import time
@@ -15,11 +18,11 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from devices.kernel_lock import open_shared
+from devices.kernel_lock import NOT_OURS, open_shared
 from profiles.errors import DeviceError
 
 BUSY_TIMEOUT_S = 30.0
-SCHEMA = 1
+SCHEMA = 2
 _TABLES = (
     """
     CREATE TABLE device (
@@ -45,13 +48,20 @@ _TABLES = (
         by_hand INTEGER NOT NULL,
         since_utc TEXT NOT NULL,
         ends_utc TEXT,
-        expires REAL NOT NULL,  -- on the host's monotonic clock
-        released_utc TEXT,
-        dirty INTEGER NOT NULL  -- something may have been left running on the device
+        boot TEXT NOT NULL,  -- whose monotonic clock the next is on
+        expires REAL NOT NULL,
+        released_utc TEXT
     ) STRICT
     """,
-    f"PRAGMA user_version = {SCHEMA}",
 )
+#: What leads from each older schema to this one.
+_STEPS = {
+    0: _TABLES,
+    1: (
+        "ALTER TABLE lease DROP COLUMN dirty",
+        "ALTER TABLE lease ADD COLUMN boot TEXT NOT NULL DEFAULT 'unknown'",
+    ),
+}
 
 
 class LabDatabase:
@@ -75,7 +85,7 @@ class LabDatabase:
         except OSError as error:
             raise DeviceError(
                 f"the lab's folder {self.folder} cannot be used: {error.strerror}",
-                "set EDGELOOP_LAB to a folder you may write",
+                NOT_OURS,
             ) from error
         with self._explained(), closing(self._connect()) as database:
             self._prepare(database)
@@ -106,8 +116,9 @@ class LabDatabase:
             return
         _write_ahead(database)
         database.execute("BEGIN IMMEDIATE")
-        if self._schema(database) != SCHEMA:  # another process may just have been here
-            for statement in _TABLES:
+        found = self._schema(database)  # again: another process may just have been here
+        if found != SCHEMA:
+            for statement in (*_STEPS[found], f"PRAGMA user_version = {SCHEMA}"):
                 database.execute(statement)
         database.execute("COMMIT")
 
@@ -131,7 +142,9 @@ class LabDatabase:
             yield
         except sqlite3.DatabaseError as error:
             hint = "set EDGELOOP_LAB to another folder"
-            if "locked" in str(error):
+            if "unable to open" in str(error) or "readonly" in str(error):
+                hint = NOT_OURS
+            elif "locked" in str(error):
                 hint = (
                     f"is a process stopped in the middle of writing it? See: fuser {self._database}"
                 )
@@ -142,6 +155,36 @@ def _share_as(folder: Path, above: Path) -> None:
     """Let the group into a folder of ours if it is let into the one above."""
     if above.stat().st_mode & stat.S_IWGRP and folder.stat().st_uid == os.geteuid():
         folder.chmod(0o2770)
+
+
+def lease_row(database: sqlite3.Connection, serial: str) -> sqlite3.Row | None:
+    """The last lease of a device, over or not."""
+    row: sqlite3.Row | None = database.execute(
+        "SELECT * FROM lease WHERE serial = ?", (serial,)
+    ).fetchone()
+    return row
+
+
+@functools.cache
+def this_boot() -> str:
+    """Which run of which host this is: the one whose monotonic clock is ours.
+
+    *Source*: random(4), ``/proc/sys/kernel/random/boot_id``.
+    """
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return socket.gethostname()
+
+
+def expired(boot: str, expires: float) -> bool:
+    """Whether a lease was not renewed in time, as far as this host's clock can tell."""
+    return boot == this_boot() and time.monotonic() >= expires
+
+
+def elsewhere(boot: str, host: str) -> bool:
+    """Whether another host took a lease; a container here has our clock, whatever its name."""
+    return boot != this_boot() and host != socket.gethostname()
 
 
 def utc_now() -> str:

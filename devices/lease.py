@@ -2,7 +2,8 @@
 
 Whoever holds the lock of a device's file holds the device; when the holder dies, however, the
 kernel frees it at once.  A holder that lives but does not run (stopped, its host asleep) no longer
-renews its lease, which expires; the next one puts a new file in place of the old.  Each lease
+renews its lease, which expires; the next one puts a new file in place of the old.  The expiry is on
+the host's clock: what another host holds is held until it says otherwise, or a person.  Each lease
 carries a fence, a number larger than that of every lease before it: whoever keeps results rejects
 those of a fence older than one it has seen, so a holder that wakes up late does no harm.
 
@@ -21,10 +22,10 @@ from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from devices.holder import Holder, holder_from, lease_row, process_started, user_name
-from devices.kernel_lock import KernelLock, held
+from devices.holder import Holder, holder, holder_from, process_started, user_name
+from devices.kernel_lock import KernelLock
 from devices.lab import Lab
-from devices.lab_database import utc_now
+from devices.lab_database import expired, lease_row, this_boot, utc_now
 from profiles.errors import DeviceBusy, DeviceError, LeaseLost
 
 #: A lease that was not renewed for so long is over, though its holder may live.
@@ -37,19 +38,15 @@ class Lease:
 
     Args:
         fence: goes with every result that is stored.
-        previous_crashed: whether an earlier holder left without saying that nothing of it runs
-            on the device any more; to be killed first, see :meth:`cleaned`.
     """
 
-    def __init__(self, lab: Lab, holder: Holder, lock: KernelLock, previous_crashed: bool) -> None:
+    def __init__(self, lab: Lab, holder: Holder, lock: KernelLock) -> None:
         self.serial = holder.serial
         self.device_id = holder.device_id
         self.fence = holder.fence
-        self.previous_crashed = previous_crashed
         self._lab = lab
         self._lock = lock
         self._process = os.getpid()
-        self._dirty = previous_crashed
 
     def check(self) -> None:
         """Make sure that the device still is ours.
@@ -58,23 +55,37 @@ class Lease:
             LeaseLost: if it expired, or somebody took it.
         """
         with self._lab.reading() as database:
-            row = lease_row(database, self.serial)
+            self._refuse_lost(database)
+
+    def _refuse_lost(self, database: sqlite3.Connection) -> None:
+        row = lease_row(database, self.serial)
         if row is None or row["fence"] != self.fence or row["released_utc"]:
             who = "" if row is None else f" by {row['user']}@{row['host']} (fence {row['fence']})"
             raise LeaseLost(
                 f"the lease has been taken over{who}", "run again to go on", self.device_id
             )
-        late_s = time.monotonic() - row["expires"]
-        if late_s >= 0:
+        if expired(row["boot"], row["expires"]):
+            late_s = time.monotonic() - row["expires"]
             raise LeaseLost(
                 f"the lease expired {late_s:.0f} s ago: this process did not run",
                 "run again to go on",
                 self.device_id,
             )
 
-    def cleaned(self) -> None:
-        """Say that what earlier holders left running on the device is gone."""
-        self._dirty = False
+    def raise_above(self, fence: int) -> None:
+        """Make this lease newer than a fence that was not given out by this lab.
+
+        Fences begin at the time: where a store has seen one of a clock far ahead, and the lab that
+        gave it out is lost, all new ones would stay below it.
+
+        Raises:
+            LeaseLost: if the device is not ours any more: the other fence may be the new holder's.
+        """
+        with self._lab.transaction() as database:
+            self._refuse_lost(database)
+            raised = max(_newest(database), fence) + 1
+            database.execute("UPDATE lease SET fence = ? WHERE serial = ?", (raised, self.serial))
+            self.fence = raised  # before the thread that renews it may look
 
     def renew(self, term_s: float) -> bool:
         """Put the expiry off; a lease that is over stays so.
@@ -91,23 +102,19 @@ class Lease:
             )
             return changed.rowcount == 1
 
-    def release(self, orderly: bool) -> None:
-        """Give the device back.
-
-        Args:
-            orderly: whether nothing of ours can still run on the device.
-        """
+    def release(self) -> None:
+        """Give the device back."""
         if os.getpid() != self._process:
             return  # a forked child unwinds its copy of us
         try:
             with self._lab.transaction() as database:
                 database.execute(
-                    "UPDATE lease SET released_utc = ?, dirty = ? WHERE serial = ? AND fence = ?",
-                    (utc_now(), self._dirty or not orderly, self.serial, self.fence),
+                    "UPDATE lease SET released_utc = ? WHERE serial = ? AND fence = ?",
+                    (utc_now(), self.serial, self.fence),
                 )
                 self._lock.release()
         except DeviceError:
-            pass  # to the next holder this looks like a crash, which costs it a look for leftovers
+            pass  # it looks like a crash of ours: the lock is free all the same
         finally:
             self._lock.release()
 
@@ -126,9 +133,6 @@ def lease(
 ) -> Iterator[Lease]:
     """Hold a device; two measurements at once would disturb each other.
 
-    A block that ends by an exception may have left something running on the device: the next
-    holder is told so.
-
     Args:
         lab: of this host.
         serial: of the device.
@@ -145,16 +149,15 @@ def lease(
     """
     claim = _Claim(serial, device_id, purpose, term_s, by_hand, ends_utc)
     ours = _acquire(lab, claim, wait_s)
-    done, orderly = threading.Event(), False
+    done = threading.Event()
     heart = threading.Thread(target=_beat, args=(ours, term_s, done), daemon=True, name="lease")
     heart.start()
     try:
         yield ours
-        orderly = True
     finally:
         done.set()
         heart.join()
-        ours.release(orderly)
+        ours.release()
 
 
 def take_away(lab: Lab, serial: str, device_id: str) -> Holder | None:
@@ -165,16 +168,14 @@ def take_away(lab: Lab, serial: str, device_id: str) -> Holder | None:
     """
     claim = _Claim(serial, device_id, "taken away by force", 0.0, True, None)
     with lab.transaction() as database:
-        path, row = lab.lock_path(serial), lease_row(database, serial)
-        lock = KernelLock.take(path)
-        if lock is not None:  # nobody holds it
-            lock.release()
+        row = lease_row(database, serial)
+        if row is None or not lab.has_holder(row):
             return None
-        lock = _replaced(path)
-        claim.write(database, dirty=True)
+        lock = _replaced(lab.lock_path(serial))
+        claim.write(database)
         database.execute("UPDATE lease SET released_utc = ? WHERE serial = ?", (utc_now(), serial))
         lock.release()
-    return None if row is None else holder_from(row)
+    return holder_from(row)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,17 +187,16 @@ class _Claim:
     by_hand: bool
     ends_utc: str | None
 
-    def write(self, database: sqlite3.Connection, dirty: bool) -> Holder:
+    def write(self, database: sqlite3.Connection) -> Holder:
         """The row of a new lease, with the next fence.
 
         Fences are at least the time in seconds: also after the lab's folder was lost, or where a
         workspace has moved to another host, a new lease is newer than the old ones.
         """
-        (newest,) = database.execute("SELECT coalesce(max(fence), 0) FROM lease").fetchone()
         now = Holder(
             serial=self.serial,
             device_id=self.device_id,
-            fence=max(newest + 1, int(time.time())),
+            fence=max(_newest(database) + 1, int(time.time())),
             pid=os.getpid(),
             host=socket.gethostname(),
             user=user_name(),
@@ -205,16 +205,17 @@ class _Claim:
             by_hand=self.by_hand,
             since_utc=utc_now(),
             ends_utc=self.ends_utc,
+            boot=this_boot(),
             expires=time.monotonic() + self.term_s,
         )
         database.execute("DELETE FROM lease WHERE serial = ?", (self.serial,))
         columns = (
             "serial, id, fence, pid, host, user, started, purpose, by_hand, since_utc, ends_utc,"
-            " expires, released_utc, dirty"
+            " boot, expires"
         )
         database.execute(
-            f"INSERT INTO lease ({columns}) VALUES ({', '.join('?' * 12)}, NULL, ?)",  # noqa: S608
-            (*astuple(now), dirty),
+            f"INSERT INTO lease ({columns}) VALUES ({', '.join('?' * 13)})",  # noqa: S608
+            astuple(now),
         )
         return now
 
@@ -222,38 +223,35 @@ class _Claim:
 def _acquire(lab: Lab, claim: _Claim, wait_s: float) -> Lease:
     deadline = time.monotonic() + wait_s
     while True:
-        answer = _attempt(lab, claim)
-        if isinstance(answer, Lease):
-            return answer
-        while held(lab.lock_path(claim.serial)) and not answer.expired:
+        if (ours := _attempt(lab, claim)) is not None:
+            return ours
+        while (other := holder(lab, claim.serial)) is not None and not other.expired:
             if time.monotonic() >= deadline:
-                raise DeviceBusy(
-                    answer.describe(),
-                    "wait until it has finished; device-lab devices who shows all holders",
-                    claim.device_id,
-                )
+                raise DeviceBusy(other.describe(), other.remedy, claim.device_id)
             time.sleep(POLL_S)
 
 
-def _attempt(lab: Lab, claim: _Claim) -> Lease | Holder:
-    """The device, or who has it; nobody else gets or loses one meanwhile."""
+def _attempt(lab: Lab, claim: _Claim) -> Lease | None:
+    """The device, unless somebody has it; nobody else gets or loses one meanwhile."""
     lock: KernelLock | None = None
     try:
         with lab.transaction() as database:
             lab.refuse_quarantined(database, claim.serial)
             path, last = lab.lock_path(claim.serial), lease_row(database, claim.serial)
-            lock = KernelLock.take(path)
-            if lock is None:
-                alive = last is not None and not last["released_utc"]
-                if last is not None and alive and not holder_from(last).expired:
-                    return holder_from(last)
-                lock = _replaced(path)
-            crashed = last is not None and (bool(last["dirty"]) or not last["released_utc"])
-            return Lease(lab, claim.write(database, crashed), lock, crashed)
+            if last is not None and lab.has_holder(last) and not holder_from(last).expired:
+                return None
+            lock = KernelLock.take(path) or _replaced(path)
+            return Lease(lab, claim.write(database), lock)
     except BaseException:
         if lock is not None:
             lock.release()
         raise
+
+
+def _newest(database: sqlite3.Connection) -> int:
+    """The greatest fence that this lab has given out."""
+    found: int = database.execute("SELECT coalesce(max(fence), 0) FROM lease").fetchone()[0]
+    return found
 
 
 def _replaced(path: Path) -> KernelLock:

@@ -56,7 +56,6 @@ def visit(
             try:
                 clear_leftovers(session.transport, device.folder)
                 restore(session.transport, device.folder)
-                held.cleaned()
                 lab.set_state(serial, DeviceState.READY)
                 yield session
             finally:

@@ -107,7 +107,17 @@ class StoreError(EdgeError):
 
 
 class StaleFence(StoreError):
-    """The device has been leased anew since: results of an earlier lease are rejected."""
+    """The device has been leased anew since: results of an earlier lease are rejected.
+
+    Args:
+        newer: the fence of the lease it was last opened under; ``None`` if that is unknown.
+    """
+
+    def __init__(
+        self, message: str, hint: str = "", device: str | None = None, newer: int | None = None
+    ) -> None:
+        super().__init__(message, hint, device)
+        self.newer = newer
 
 
 class TableError(EdgeError):

@@ -288,6 +288,7 @@ def _refuse_older(row: TrialRow, fence: int) -> None:
             f" ({row.fence}, this one is {fence}): the result is rejected",
             "another process measures it now, or has; run again to take up what is missing",
             row.device_id,
+            newer=row.fence,
         )
 
 

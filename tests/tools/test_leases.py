@@ -69,8 +69,7 @@ def test_a_device_that_is_held_is_shown_and_refused_and_ends_when_asked(lab, inv
         assert (said.code, "board is free" in said.out) == (0, True)
         assert process.wait() == 0
     assert not held(Lab().lock_path(serial))
-    with lease(Lab(), serial, "board", "next") as after:
-        assert not after.previous_crashed  # it left in order
+    assert holder(Lab(), serial) is None
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -78,8 +77,7 @@ def test_ctrl_c_and_a_closed_terminal_end_a_lease_in_order(inventory, serial, nu
     with holding(inventory) as process:
         process.send_signal(number)
         assert process.wait() == 0
-    with lease(Lab(), serial, "board", "next") as after:
-        assert not after.previous_crashed
+    assert holder(Lab(), serial) is None
 
 
 def test_a_lease_ends_when_its_time_is_over(inventory, serial):
@@ -165,6 +163,16 @@ def test_a_stopped_holder_is_shown_as_one_that_can_be_passed_by(lab, serial):
         (row,) = json.loads(lab("devices", "who", "--json").out)
         assert row["state"] == "absent"
         assert "stopped" in row["reason"]
+
+
+def test_a_holder_on_another_host_is_shown_without_an_expiry(lab, serial):
+    with lease(Lab(), serial, "board", "measure"):
+        with Lab().transaction() as database:
+            database.execute("UPDATE lease SET host = 'elsewhere', boot = 'another'")
+        (row,) = json.loads(lab("devices", "who", "--json").out)
+        assert (row["state"], row["expires_s"]) == ("leased", None)
+        assert "@elsewhere" in row["holder"]
+        assert lab("devices", "who").code == 0
 
 
 def test_out_of_quarantine(lab, inventory, serial):

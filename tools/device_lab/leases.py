@@ -20,6 +20,7 @@ from tools.device_lab.running import AsJson
 from tools.device_lab.stages import Inventory
 
 if TYPE_CHECKING:
+    from devices.holder import Holder
     from devices.lab import Lab
     from devices.lease import Lease
 
@@ -232,7 +233,7 @@ def _who(lab: Lab) -> list[dict[str, Any]]:
                 "purpose": holder and holder.purpose,
                 "since_utc": holder and holder.since_utc,
                 "ends_utc": holder and holder.ends_utc,
-                "expires_s": holder and round(holder.expires - time.monotonic(), 1),
+                "expires_s": holder and _expires_s(holder),
                 "fence": holder and holder.fence,
             }
         )
@@ -241,6 +242,13 @@ def _who(lab: Lab) -> list[dict[str, Any]]:
         elif rows[-1]["state"] == DeviceState.LEASED:
             rows[-1]["reason"] = ""
     return rows
+
+
+def _expires_s(holder: Holder) -> float | None:
+    """Seconds from now; ``None`` for what is on another host's clock."""
+    from devices.lab_database import this_boot
+
+    return round(holder.expires - time.monotonic(), 1) if holder.boot == this_boot() else None
 
 
 def _cell(row: dict[str, Any], column: str) -> str:
