@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +15,7 @@ from typing import Any
 from devices.endpoints.adbd import serve_phone
 from devices.endpoints.phone import install_phone
 from devices.endpoints.sshd import serve
+from profiles.canonical import file_sha256
 from tests.faults.servers import Janitor, Link, Server, janitor, send, small_disk
 from tests.processes import alive
 
@@ -57,6 +58,7 @@ class Victim:
     faults: tuple[str, ...]
     mode: str = "as-shipped"
     state: Path | None = None
+    _truncated: set[tuple[str, int]] = field(default_factory=set)
     _undo: list[Callable[[], None]] = field(default_factory=list)
 
     def hurt(self, kind: str) -> Wound:
@@ -64,6 +66,9 @@ class Victim:
         verb, _, what = kind.partition(" ")
         if kind == "kill agent":
             send(self.agents(), signal.SIGKILL)
+            return Wound(0)
+        if kind == "freeze agent":
+            send(self.agents(), signal.SIGSTOP)  # for good: it is for the next visit to end it
             return Wound(0)
         if verb == "kill":
             self.servers[what].kill()
@@ -89,6 +94,7 @@ class Victim:
         for path in [*self.root.glob("store/*.onnx"), *self.root.glob("incoming/*")]:
             with contextlib.suppress(OSError):
                 os.truncate(path, path.stat().st_size // 2)
+                self._truncated.add((path.name, path.stat().st_size))
         return Wound(0)
 
     def heal(self) -> None:
@@ -103,6 +109,16 @@ class Victim:
                 if path.read_bytes().startswith(f"{self.root}/store/".encode()):
                     found.append(int(path.parent.name))
         return [pid for pid in found if alive(pid)]
+
+    def false_files(self, names: Collection[str]) -> list[str]:
+        """Which of these hashes stand on other bytes, but for what was truncated in its place."""
+        return [
+            path.name
+            for path in self.root.glob("store/*.onnx")
+            if path.stem in names
+            and file_sha256(path) != path.stem
+            and (path.name, path.stat().st_size) not in self._truncated
+        ]
 
     def settings(self) -> dict[str, str]:
         """What pinning changes on the device, as it is."""
@@ -123,7 +139,7 @@ def kinds(device: str, disk: bool) -> tuple[str, ...]:
         "board": ("kill sshd", "freeze sshd"),
         "phone": ("kill adbd", "freeze adbd", "kill adb-server"),
     }
-    links = ("cut link", "swallow link", "truncate files", "kill agent")
+    links = ("cut link", "swallow link", "truncate files", "kill agent", "freeze agent")
     return (*servers[device], *links, *(["fill disk"] if disk else []))
 
 

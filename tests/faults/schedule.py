@@ -27,6 +27,7 @@ import paramiko  # noqa: F401 - here, so that not every campaign's process has t
 import devices.transport.adb
 import devices.transport.ssh
 import devices.visit
+import pipeline.campaign
 from devices.endpoints.processes import end_with_parent
 from devices.inventory import Device
 from devices.lab import Lab
@@ -34,24 +35,30 @@ from devices.lease import Lease, lease, take_away
 from devices.transport.base import Completed, LineSink, Transport
 from pipeline.campaign import Subject, measure
 from pipeline.stage import Workspace
+from profiles.canonical import settled_sha256
 from profiles.errors import EdgeError
 from profiles.recipe import Measure
 from tests.faults.lab import Victim, Wound
 
-MEASURE = Measure(runs=3, iterations=150, warmup_iterations=2, warmup_seconds=0)
+MEASURE = Measure(runs=3, iterations=400, warmup_iterations=2, warmup_seconds=0)
 #: No call may take longer here, and none may be late by more than this.
 DEADLINE_S = 1.0
 LATE_S = 2.0
 #: To connect is several calls.
 CONNECT_S = 3 * DEADLINE_S
+#: Instead of a minute and more: everything heals within a second or so.
+PAUSES_S = (0.1, 0.3, 1.0)
 #: The host is killed; the lease is taken away by force; the host sleeps beyond its lease, and wakes
 #: up to find the device another's; the agent talks nonsense.
 HOST_FAULTS = ("kill host", "take lease", "freeze host", "garbage")
 #: After these the device is another's until it is leased again.
 TAKEN = ("take lease", "freeze host")
+#: These need an agent that runs.
+AGENT = ("kill agent", "freeze agent")
 #: When, and the counts it can come after: sixths of a file, lines of the agent, commands.
 MOMENTS = {"push": range(1, 6), "line": range(3, 13), "command": range(1, 16)}
 FAILED = 3
+DONE, MISSED = b"+", b"-"
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,7 @@ def possible(kinds: Sequence[str]) -> list[tuple[str, str]]:
     return [
         (kind, moment)
         for kind in (*kinds, *HOST_FAULTS)
-        for moment in (["line"] if kind in ("garbage", "kill agent") else MOMENTS)
+        for moment in (["line"] if kind in (*AGENT, "garbage") else MOMENTS)
     ]
 
 
@@ -213,7 +220,8 @@ class Hand:
             os.kill(os.getpid(), signal.SIGKILL)
         if fault.kind == "freeze host":
             os.kill(os.getpid(), signal.SIGSTOP)
-        os.read(self._answer, 1)  # until it is done
+        if os.read(self._answer, 1) == MISSED:  # which comes once it is done
+            self._left.insert(0, fault)
         return fault.kind
 
 
@@ -223,6 +231,7 @@ def campaign(
     """In the child: measure; the exit code is 0 once all is measured."""
     devices.transport.ssh.CONNECT_TIMEOUT_S = DEADLINE_S
     devices.transport.adb.CONNECT_TIMEOUT_S = DEADLINE_S
+    pipeline.campaign.PAUSES_S = PAUSES_S
     connect = Device.connect
 
     def watched(device: Device) -> Transport:
@@ -262,6 +271,8 @@ class Lives:
         self._workspace = workspace
         self._settings = MEASURE.model_copy(update={"mode": victim.mode})
         self._log = log
+        for runtime in device.libraries:  # hashed here, for all lives
+            settled_sha256(device.libraries[runtime])
 
     def live(self, subjects: Sequence[Subject]) -> int:
         """One life; its exit code, or the negative number of the signal that ended it."""
@@ -321,12 +332,16 @@ class Lives:
                     if wound.until_back and heal_at is not None:
                         heal_at = min(heal_at, time.monotonic() + 0.1)
                     continue
-                kind = self.left.pop(0).kind
+                kind = self.left[0].kind
                 assert kind == line.decode()
+                if kind in AGENT and not self._victim.agents():  # it has just ended
+                    os.write(answer, MISSED)
+                    continue
+                del self.left[0]
                 wound = self._do(kind, child)
                 heal_at = time.monotonic() + wound.lasts_s
                 if kind != "kill host":
-                    os.write(answer, b"\n")
+                    os.write(answer, DONE)
         if heal_at is not None and not wound.until_back:
             time.sleep(max(heal_at - time.monotonic(), 0))
 

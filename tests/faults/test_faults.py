@@ -105,6 +105,7 @@ def test_a_schedule_of_faults(request: pytest.FixtureRequest, tmp_path: Path, wh
     assert eventually(lambda: not victim.agents()), "an agent goes on for nobody"
     assert victim.settings() == settings, "the device is as it was"
     assert not list(victim.root.glob("incoming/*")), "half a file is left"
+    assert victim.false_files([subject.artifact.sha256 for subject in subjects]) == []
     assert not (victim.root / "restore.sh").exists()
 
 
@@ -146,9 +147,9 @@ def delivered(entries: list[tuple[str, Any]]) -> dict[str, list[list[int]]]:
         if kind == "leased":
             ours = True
         elif kind == "fault" and value[0] in TAKEN:
-            ours = False
-            if value[1] == "line":  # in the middle of a run
+            if ours and value[1] == "line":  # in the middle of a run
                 runs.pop()
+            ours = False
         elif kind == "line" and ours:
             with contextlib.suppress(ValueError):  # the last line before a break may be cut off
                 event = json.loads(value)
