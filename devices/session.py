@@ -14,12 +14,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from devices.agent.agent import PLAN_FORMAT
-from devices.conditions.journal import PATIENCE_S
+from devices.conditions.journal import PATIENCE_S, still_applied
 from devices.conditions.preflight import StateSink, settle
 from devices.conditions.visit import applied
 from devices.inventory import Device
 from devices.lab import DeviceState
-from devices.launch import Agents, clear_leftovers
+from devices.launch import Agents, clear_leftovers, host_word
 from devices.lease import Lease
 from devices.push import RemoteStore
 from devices.recorder import RunRecorder
@@ -74,7 +74,9 @@ class Session:
         self.lease = lease
         self._connect = connect
         self._note = note
-        self._governor: str | None = None  # in force under a condition
+        # Of the condition in force: its governor, and what its way back is known by.
+        self._governor: str | None = None
+        self._token = ""
         self._open()
 
     def _open(self) -> None:
@@ -118,20 +120,23 @@ class Session:
             self.facts,
             self.device.all_gates(),
             condition,
+            holder=host_word(),
             on_state=self._telling(on_state),
             again=self._living,
             patience_s=max(PATIENCE_S, deadline_s + _PATIENCE_BEYOND_S),
         ) as found:
             self._note(DeviceState.READY, "")
-            self._governor = found.readings.governor
+            self._governor, self._token = found.readings.governor, found.token
             yield found.environment()
 
-    def cool(self, condition: Condition, on_state: StateSink) -> None:
-        """Wait before a run until the device is within the gates that pass with time.
+    def settle(self, condition: Condition, on_state: StateSink) -> None:
+        """Before a run: see that the condition still holds, and wait for what passes with time.
 
         Raises:
-            NotReady: if it does not come within them in time.
+            NotReady: if the device does not come within its gates in time.
+            ConnectionLost: it was restarted or put back, and is to be visited anew.
         """
+        still_applied(self.transport, self.device.folder, self._token)
         gates = self.device.all_gates()
         if self.device.is_scripted or not gates.pass_with_time:
             return
@@ -147,6 +152,7 @@ class Session:
 
     def _telling(self, on_state: StateSink) -> StateSink:
         def tell(state: str, why: str) -> None:
+            still_applied(self.transport, self.device.folder, self._token)
             self._note(DeviceState(state), why)
             on_state(state, why)
 

@@ -13,7 +13,7 @@ from devices.conditions.journal import restore
 from devices.facts import look
 from devices.inventory import Device
 from devices.lab import DeviceState, Lab
-from devices.launch import clear_leftovers
+from devices.launch import clear_leftovers, host_word
 from devices.lease import Lease, lease
 from devices.session import Session
 from devices.transport.base import Transport
@@ -55,7 +55,7 @@ def visit(
             session = _meet(device, lab, held)
             try:
                 clear_leftovers(session.transport, device.folder)
-                restore(session.transport, device.folder)
+                restore(session.transport, device.folder, host_word())
                 lab.set_state(serial, DeviceState.READY)
                 yield session
             finally:

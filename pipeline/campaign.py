@@ -225,7 +225,7 @@ class _Campaign:
                     f"measure: {session.device.id} round {round_ + 1}/{self._plan.runs},"
                     f" {self._name(turn)}"
                 )
-                session.cool(turn[0].condition, self.tell)
+                session.settle(turn[0].condition, self.tell)
                 try:
                     self._one_process(session, turn, round_, numbers, readings)
                 except AgentError as error:
