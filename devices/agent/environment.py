@@ -39,7 +39,8 @@ def peak_bytes() -> int | None:
 
 def _numbers(folder: str, pattern: str) -> list[int]:
     found = []
-    for path in sorted(Path(folder).glob(pattern)):
+    # By number: cpu2 before cpu10.
+    for path in sorted(Path(folder).glob(pattern), key=lambda path: (len(str(path)), path)):
         with contextlib.suppress(OSError, ValueError):
             found.append(int(path.read_text()))
     return found

@@ -42,24 +42,38 @@
 
 /* ---------------------------------------------------------------- memory and text ------------ */
 
+/* Where events go: a copy of standard output, which itself is given to standard error. */
+static int event_fd = 1;
+
+static void write_all(int fd, const char *bytes, size_t size) {
+    while (size) {
+        ssize_t done = write(fd, bytes, size);
+        if (done < 0 && errno == EINTR) continue;
+        if (done < 0) _exit(1);
+        bytes += done;
+        size -= (size_t)done;
+    }
+}
+
+/* End with an event that is ready as it is: where there is no memory, or in a signal handler. */
+static void end_with(const char *line) {
+    write_all(event_fd, line, strlen(line));
+    _exit(1);
+}
+
+static void out_of_memory(void) {
+    end_with("{\"event\":\"error\",\"kind\":\"failed\",\"message\":\"out of memory\"}\n");
+}
+
 /* A text that grows; always ends with a zero byte. */
 struct text {
     char *bytes;
     size_t size, room;
 };
 
-static void out_of_memory(void) {
-    static const char line[] =
-        "{\"event\":\"error\",\"kind\":\"failed\",\"message\":\"out of memory\"}\n";
-    extern int event_fd;
-    ssize_t ignored = write(event_fd, line, sizeof line - 1);
-    (void)ignored;
-    _exit(1);
-}
-
-/* Zeroed memory for `count` things; lives as long as the process, which measures one plan. */
+/* Zeroed memory for `count` things. */
 static void *zeroed(size_t count, size_t size) {
-    void *memory = calloc(count ? count : 1, size ? size : 1);
+    void *memory = calloc(count + 1, size);
     if (!memory) out_of_memory();
     return memory;
 }
@@ -111,57 +125,40 @@ static int utf8_length(const unsigned char *bytes) {
     return code >= least[length] && code < 0x110000 && !surrogate ? length : 0;
 }
 
-/* Append a JSON string; what is not UTF-8 becomes a question mark, so that a line stays JSON. */
-static void append_quoted(struct text *text, const char *value) {
-    append_bytes(text, "\"", 1);
+/* A JSON string; what is not UTF-8 becomes a question mark, so that a line stays JSON.  Like all
+ * that is not freed here it lives as long as the process, which measures one plan. */
+static char *quoted(const char *value) {
+    struct text text = {0};
+    append_bytes(&text, "\"", 1);
     for (const unsigned char *at = (const unsigned char *)value; *at;) {
         int length = utf8_length(at);
-        if (*at == '"' || *at == '\\') append(text, "\\%c", *at);
-        else if (*at < 0x20 || *at == 0x7f) append(text, "\\u%04x", *at);
-        else if (!length) append_bytes(text, "?", 1);
-        else append_bytes(text, (const char *)at, (size_t)length);
+        if (*at == '"' || *at == '\\') append(&text, "\\%c", *at);
+        else if (*at < 0x20 || *at == 0x7f) append(&text, "\\u%04x", *at);
+        else append_bytes(&text, length ? (const char *)at : "?", length ? (size_t)length : 1);
         at += length ? length : 1;
     }
-    append_bytes(text, "\"", 1);
+    append_bytes(&text, "\"", 1);
+    return text.bytes;
 }
 
 /* A list of names is kept as the inside of a JSON list. */
 static void add_name(struct text *list, const char *name) {
-    if (list->size) append_bytes(list, ",", 1);
-    append_quoted(list, name);
+    append(list, list->size ? ",%s" : "%s", quoted(name));
 }
 
 static bool lists(const struct text *list, const char *name) {
-    struct text quoted = {0};
-    append_quoted(&quoted, name);
-    bool found = list->size && strstr(list->bytes, quoted.bytes);
-    free(quoted.bytes);
-    return found;
+    return list->size && strstr(list->bytes, quoted(name));
 }
 
 /* ---------------------------------------------------------------- events --------------------- */
 
-/* Where events go: a copy of standard output, which itself is given to standard error. */
-int event_fd = 1;
 /* In a child that only looks at something, failing is an answer: see `in_child`. */
 static void (*failing)(const char *kind, const char *message);
 static volatile sig_atomic_t writing, deadline_passed;
 
-static void write_all(int fd, const char *bytes, size_t size) {
-    while (size) {
-        ssize_t done = write(fd, bytes, size);
-        if (done < 0 && errno == EINTR) continue;
-        if (done < 0) _exit(1);
-        bytes += done;
-        size -= (size_t)done;
-    }
-}
-
 static void say_deadline(void) {
-    static const char line[] = "{\"event\":\"error\",\"kind\":\"deadline\","
-                               "\"message\":\"the plan's deadline passed\"}\n";
-    write_all(event_fd, line, sizeof line - 1);
-    _exit(1);
+    end_with("{\"event\":\"error\",\"kind\":\"deadline\","
+             "\"message\":\"the plan's deadline passed\"}\n");
 }
 
 /* The plan's deadline.  A line that is being written is ended first; if nobody takes it, the
@@ -186,9 +183,7 @@ static void emit(struct text *line) {
 
 static void say_failed(const char *kind, const char *message) {
     struct text line = {0};
-    append(&line, "{\"event\":\"error\",\"kind\":\"%s\",\"message\":", kind);
-    append_quoted(&line, message);
-    append(&line, "}");
+    append(&line, "{\"event\":\"error\",\"kind\":\"%s\",\"message\":%s}", kind, quoted(message));
     emit(&line);
     _exit(1);
 }
@@ -218,9 +213,9 @@ static const char *const KINDS[] = {"null", "a boolean", "a number", "a string",
 /* A value; members of an array or object form a list. */
 struct value {
     enum kind kind;
-    char *name;   /* of a member of an object */
+    char *name; /* of a member of an object */
     char *string;
-    bool whole;   /* the number is an integer that fits */
+    bool whole; /* the number is an integer that fits */
     int64_t integer;
     struct value *first, *next;
 };
@@ -260,10 +255,12 @@ static void read_escape(struct reader *in, struct text *text) {
     static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
     char c = *in->at;
     const char *found = c ? strchr(from, c) : NULL;
-    if (found) append_bytes(text, &to[found - from], 1);
     if (!found && c != 'u') unreadable("a bad escape");
     in->at++;
-    if (found) return;
+    if (found) {
+        append_bytes(text, &to[found - from], 1);
+        return;
+    }
     uint32_t code = read_hex4(in);
     if (code >= 0xd800 && code < 0xe000) {
         bool pair = code < 0xdc00 && in->at[0] == '\\' && in->at[1] == 'u';
@@ -374,6 +371,8 @@ static struct value *read_json(const char *path) {
 /* The member of that name, or NULL where there is none or it is null; the last one counts. */
 static struct value *find(const struct value *object, const char *name, enum kind kind) {
     struct value *found = NULL;
+    if (object->kind != OBJECT)
+        fail("failed", "%s is to be found in %s", name, KINDS[object->kind]);
     for (struct value *member = object->first; member; member = member->next)
         if (!strcmp(member->name, name)) found = member;
     if (!found || found->kind == NOTHING) return NULL;
@@ -424,7 +423,7 @@ struct input {
 };
 
 struct job {
-    char *id, *path;
+    char *id, *quoted_id, *path;
     struct input inputs[MAX_INPUTS];
     size_t input_count;
     const struct value *expect; /* the first of the names, or NULL */
@@ -443,7 +442,6 @@ struct plan {
 };
 
 static void read_input(const struct value *spec, struct input *input) {
-    if (spec->kind != OBJECT) fail("failed", "an input is %s", KINDS[spec->kind]);
     const char *dtype = need(spec, "dtype", STRING)->string;
     for (size_t i = 0; i < LENGTH(DTYPES); i++)
         if (!strcmp(dtype, DTYPES[i].name)) input->dtype = &DTYPES[i];
@@ -470,8 +468,8 @@ static void read_input(const struct value *spec, struct input *input) {
 }
 
 static void read_job(const struct value *spec, struct job *job) {
-    if (spec->kind != OBJECT) fail("failed", "a job is %s", KINDS[spec->kind]);
     job->id = need(spec, "id", STRING)->string;
+    job->quoted_id = quoted(job->id);
     job->path = need(spec, "path", STRING)->string;
     for (struct value *input = need(spec, "inputs", ARRAY)->first; input; input = input->next) {
         if (job->input_count == MAX_INPUTS) fail("failed", "more than %d inputs", MAX_INPUTS);
@@ -485,7 +483,6 @@ static void read_job(const struct value *spec, struct job *job) {
 
 static struct plan read_plan(const char *path) {
     struct value *root = read_json(path);
-    if (root->kind != OBJECT) fail("failed", "the plan is %s", KINDS[root->kind]);
     int64_t format = need_integer(root, "format", INT64_MIN, INT64_MAX);
     if (format != PLAN_FORMAT)
         fail("failed", "plan format %" PRId64 ", this agent speaks %d", format, PLAN_FORMAT);
@@ -530,8 +527,8 @@ struct runtime {
     /* A model ready to be fed; `examine`: made to tell what took part, not to be timed. */
     void *(*load)(const struct plan *plan, const struct job *job, bool examine);
     void (*feed)(void *model, const struct job *job);
-    /* One inference; NULL, or what went wrong.  This alone is timed. */
-    const char *(*call)(void *model);
+    /* One inference.  This alone is timed. */
+    void (*call)(void *model);
     /* Add what took part in the calls of a model loaded to be examined. */
     void (*taking_part)(void *model, struct text *list);
 };
@@ -686,10 +683,9 @@ static void ort_feed(void *loaded, const struct job *job) {
     }
 }
 
-static const char *ort_call(void *loaded) {
+static void ort_call(void *loaded) {
     struct ort_model *model = loaded;
-    Status status = ort.run_bound(model->session, NULL, model->binding);
-    return status ? ort.error_message(status) : NULL;
+    ort_check(ort.run_bound(model->session, NULL, model->binding));
 }
 
 /* The profile of a run names the provider of every node that ran. */
@@ -722,19 +718,15 @@ struct lrt_type { /* LiteRtRankedTensorType; room for what a later layout append
     USE(create_model, "CreateModelFromFile", (const void *, const void *, void *))                \
     USE(create_options, "CreateOptions", (void **out))                                            \
     USE(set_accelerators, "SetOptionsHardwareAccelerators", (void *options, int set))             \
-    USE(create_opaque, "CreateOpaqueOptions",                                                     \
-        (const char *name, void *payload, void (*release)(void *), void **out))                   \
+    USE(create_opaque, "CreateOpaqueOptions", (const char *, void *, void (*)(void *), void **))  \
     USE(add_opaque, "AddOpaqueOptions", (void *options, void *opaque))                            \
-    USE(compile, "CreateCompiledModel",                                                           \
-        (void *environment, void *model, void *options, void **out))                              \
+    USE(compile, "CreateCompiledModel", (void *, void *model, void *options, void **))            \
     USE(signature, "GetModelSignature", (void *model, size_t index, void **out))                  \
     USE(signature_subgraph, "GetSignatureSubgraph", (void *signature, void **out))                \
     USE(input_count, "GetNumSignatureInputs", (void *signature, size_t *out))                     \
     USE(output_count, "GetNumSignatureOutputs", (void *signature, size_t *out))                   \
-    USE(input_tensor, "GetSignatureInputTensorByIndex",                                           \
-        (void *signature, size_t index, void **out))                                              \
-    USE(output_tensor, "GetSignatureOutputTensorByIndex",                                         \
-        (void *signature, size_t index, void **out))                                              \
+    USE(input_tensor, "GetSignatureInputTensorByIndex", (void *, size_t index, void **out))       \
+    USE(output_tensor, "GetSignatureOutputTensorByIndex", (void *, size_t index, void **out))     \
     USE(subgraph_input, "GetSubgraphInput", (void *subgraph, size_t index, void **out))           \
     USE(tensor_type, "GetRankedTensorType", (void *tensor, struct lrt_type *out))                 \
     USE(input_needs, "GetCompiledModelInputBufferRequirements",                                   \
@@ -887,11 +879,11 @@ static void lrt_feed(void *loaded, const struct job *job) {
         model->outputs[i] = lrt_buffer(model, false, i, &tensor, &type);
 }
 
-static const char *lrt_call(void *loaded) {
+static void lrt_call(void *loaded) {
     struct lrt_model *model = loaded;
-    int status = lrt.run(model->compiled, 0, model->input_count, model->inputs,
-                         model->output_count, model->outputs);
-    return status ? "LiteRT cannot run the model" : NULL;
+    lrt_check(lrt.run(model->compiled, 0, model->input_count, model->inputs, model->output_count,
+                      model->outputs),
+              "run the model");
 }
 
 /* The profile of a run marks what a delegate executed; on the CPU that is XNNPACK. */
@@ -978,8 +970,7 @@ static struct text examine(void *given) {
         struct text list = {0};
         void *model = visit->runtime->load(visit->plan, job, true);
         visit->runtime->feed(model, job);
-        const char *problem = visit->runtime->call(model);
-        if (problem) fail("failed", "%s", problem);
+        visit->runtime->call(model);
         visit->runtime->taking_part(model, &list);
         append(&lines, "%s\n", list.size ? list.bytes : "");
     }
@@ -1116,9 +1107,8 @@ static int64_t timed_slice(const struct runtime *runtime, void *model, struct se
     memset(taken, 0, count * sizeof *taken); /* the pages are there before they are timed */
     for (size_t i = 0; i < count; i++) {
         int64_t start = now_ns();
-        const char *problem = runtime->call(model);
+        runtime->call(model);
         taken[i] = now_ns() - start;
-        if (problem) fail("failed", "%s", problem);
         sum += taken[i];
     }
     series->count += count;
@@ -1127,9 +1117,7 @@ static int64_t timed_slice(const struct runtime *runtime, void *model, struct se
 
 static void emit_series(const char *event, const struct job *job, struct series *series) {
     struct text line = {0};
-    append(&line, "{\"event\":\"%s\",\"job\":", event);
-    append_quoted(&line, job->id);
-    append(&line, ",\"ns\":[");
+    append(&line, "{\"event\":\"%s\",\"job\":%s,\"ns\":[", event, job->quoted_id);
     for (size_t i = 0; i < series->count; i++)
         append(&line, i ? ",%" PRId64 : "%" PRId64, series->ns[i]);
     append(&line, "]}");
@@ -1143,14 +1131,12 @@ static void load_job(const struct runtime *runtime, const struct plan *plan, str
     int64_t loaded = now_ns();
     runtime->feed(job->model, job);
     int64_t called = now_ns();
-    const char *problem = runtime->call(job->model);
+    runtime->call(job->model);
     int64_t first = now_ns();
-    if (problem) fail("failed", "%s", problem);
     struct text line = {0};
-    append(&line, "{\"event\":\"loaded\",\"job\":");
-    append_quoted(&line, job->id);
-    append(&line, ",\"load_ns\":%" PRId64 ",\"first_ns\":%" PRId64, loaded - start, first - called);
-    append(&line, ",\"delegates\":[%s],\"threads\":%d}", job->delegates.bytes, plan->threads);
+    append(&line, "{\"event\":\"loaded\",\"job\":%s,\"load_ns\":%" PRId64 ",\"first_ns\":%" PRId64
+           ",\"delegates\":[%s],\"threads\":%d}", job->quoted_id, loaded - start, first - called,
+           job->delegates.bytes, plan->threads);
     emit(&line);
 }
 
@@ -1208,10 +1194,8 @@ static void measure(struct plan *plan) {
     const struct runtime *runtime = runtime_named(plan->runtime);
     struct text version = {0}, line = {0};
     open_runtime(runtime, plan->library, &version);
-    append(&line, "{\"event\":\"hello\",\"agent\":\"native\",\"runtime\":\"%s\",\"version\":",
-           runtime->name);
-    append_quoted(&line, version.bytes);
-    append(&line, "}");
+    append(&line, "{\"event\":\"hello\",\"agent\":\"native\",\"runtime\":\"%s\",\"version\":%s}",
+           runtime->name, quoted(version.bytes));
     emit(&line);
     emit_environment("before");
     find_delegates(runtime, plan);
@@ -1275,30 +1259,26 @@ static struct text try_runtime(void *given) {
     struct plan plan = {.threads = 1};
     void *model = runtime->load(&plan, &job, false);
     runtime->feed(model, &job);
-    const char *problem = runtime->call(model);
-    if (problem) fail("failed", "%s", problem);
+    runtime->call(model);
+    append_bytes(&available, "", 0);
     runtime->available(&available);
-    append(&answer, "{\"version\":");
-    append_quoted(&answer, version.bytes);
-    append(&answer, ",\"delegates\":[%s]}", available.bytes);
+    append(&answer, "{\"version\":%s,\"delegates\":[%s]}", quoted(version.bytes), available.bytes);
     return answer;
 }
 
 static void append_answer(struct text *line, struct question *question) {
     int status;
     struct text said = in_child(try_runtime, question, &status);
-    append_quoted(line, question->name);
-    append(line, ":");
-    if (said.size && *said.bytes != '!') {
+    append(line, "%s:", quoted(question->name));
+    if (*said.bytes == '{') {
         append_bytes(line, said.bytes, said.size);
         return;
     }
-    const char *message = said.size ? strchr(said.bytes, ' ') : NULL;
+    const char *message = strchr(said.bytes, ' ');
     struct text death = {0};
     append(&death, "the library died of signal %d", WIFSIGNALED(status) ? WTERMSIG(status) : 0);
-    append(line, "{\"missing\":");
-    append_quoted(line, message ? message + 1 : death.bytes);
-    append(line, ",\"hint\":\"%s\"}", HINT);
+    append(line, "{\"missing\":%s,\"hint\":\"%s\"}",
+           quoted(message ? message + 1 : death.bytes), HINT);
 }
 
 static void probe(int count, char **names) {
