@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -33,7 +34,7 @@ def attached(server: tuple[str, int] | None = None) -> list[Found]:
     Raises:
         DeviceUnreachable: if the server does not answer.
     """
-    found = []
+    found: list[Found] = []
     for one in discover(server):
         try:
             facts = look(AdbTransport(one.serial, server))
@@ -44,7 +45,8 @@ def attached(server: tuple[str, int] | None = None) -> list[Found]:
         if server is not None:
             address["adb_server"] = f"{server[0]}:{server[1]}"
         profile = fitting_profile(facts)
-        entry = {"id": _word(facts, one.serial), "profile": profile, **address}
+        taken = {each.entry["id"] for each in found if each.entry is not None}
+        entry = {"id": _id(facts, one.serial, taken), "profile": profile, **address}
         found.append(Found(one.serial, one.state, facts.get("model", "unknown"), entry))
     return found
 
@@ -55,10 +57,17 @@ def fitting_profile(facts: Mapping[str, Any]) -> str:
     for name in profile_names():
         if any(fnmatchcase(model, pattern) for pattern in load_profile(name).models):
             return name
-    return "android" if facts.get("system") == "android" else f"linux-{facts.get('machine')}"
+    if facts.get("system") == "android":
+        return "android"
+    generic = f"linux-{facts.get('machine')}"
+    return generic if generic in profile_names() else "linux-aarch64"
 
 
-def _word(facts: Mapping[str, Any], serial: str) -> str:
-    """An id made of the model's name and the end of the serial, which tells two alike apart."""
+def _id(facts: Mapping[str, Any], address: str, taken: Set[str]) -> str:
+    """An id made of the model's name and the end of the hardware's serial, and of a number where
+    that is another's, as of a phone that is attached in two ways."""
+    serial = str(facts.get("serial", address))
     words = f"{facts.get('model', 'phone')}-{serial[-4:]}".lower()
-    return "-".join("".join(c if c.isalnum() and c.isascii() else " " for c in words).split())
+    name = "-".join("".join(c if c.isalnum() and c.isascii() else " " for c in words).split())
+    numbered = (f"{name}-{number}" for number in itertools.count(2))
+    return next(each for each in itertools.chain([name], numbered) if each not in taken)

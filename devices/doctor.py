@@ -112,12 +112,21 @@ def _runtimes(session: Session) -> Iterator[Check]:
 
 
 def _remedy(device: Device, hint: str) -> str:
-    """A hint that is an installation with pip, as the command to type here."""
+    """A hint that is an installation with pip, as the command to type here.
+
+    A system's own Python may refuse to install anything: it is given a folder of its own.
+    *Source*: PEP 668, which Debian follows since 12.
+    """
     command, _, rest = hint.partition(",")
-    if not command.startswith("pip install") or device.interpreter is None:
+    python = device.interpreter
+    if not command.startswith("pip install") or python is None:
         return hint
-    typed = device.typed(f"{device.interpreter} -m {command}")
-    return f"{typed},{rest}" if rest else typed
+    run, then = f"{python} -m {command}", ""
+    if "/" not in python or python.startswith("/usr/"):
+        run = f"{python} -m venv ~/edge && ~/edge/bin/{command}"
+        then = "; then set 'python: edge/bin/python' in its entry"
+    typed = device.typed(run)
+    return (f"{typed},{rest}" if rest else typed) + then
 
 
 def _conditions(session: Session) -> Iterator[Check]:

@@ -28,10 +28,19 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, ValidationInfo, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails
 
 from devices.conditions.gates import Gates
 from devices.transport.base import Transport
@@ -194,11 +203,22 @@ class Device(Config):
         """What a person types here to run a command line on the device."""
         parts = urlsplit(self.address)
         if parts.scheme == "ssh":
+            words = ["ssh"]
+            if self.key_file:
+                words += ["-i", str(self.key_file)]
+            if self.known_hosts:
+                # Quoted for ssh itself too, which takes several files here.
+                words += ["-o", f'UserKnownHostsFile="{self.known_hosts}"']
+            if parts.port:
+                words += ["-p", str(parts.port)]
             user = f"{parts.username}@" if parts.username else ""
-            port = f" -p {parts.port}" if parts.port else ""
-            return f"ssh{port} {user}{parts.hostname} {shlex.quote(command)}"
+            return shlex.join([*words, f"{user}{parts.hostname}", command])
         if parts.scheme == "adb":
-            return f"adb -s {parts.path} shell {shlex.quote(command)}"
+            words = ["adb"]
+            if self.adb_server:
+                host, port = adb_server(self.adb_server)
+                words += ["-H", host, "-P", str(port)]
+            return shlex.join([*words, "-s", parts.path, "shell", command])
         return command
 
     def connect(self) -> Transport:
@@ -229,18 +249,46 @@ class Device(Config):
         )
 
 
+def _with_unlike_ids(entries: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """Ids are compared as they are written, so that equal ones are told with all other mistakes."""
+    mistakes, checked = _equal_ids(entries), None
+    try:
+        checked = check(entries)
+    except ValidationError as error:
+        mistakes = [*_again(error), *mistakes]
+    if mistakes:
+        raise ValidationError.from_exception_data("devices", mistakes)
+    return checked
+
+
+def _equal_ids(entries: Any) -> list[InitErrorDetails]:
+    found, first = [], dict[str, int]()
+    for number, entry in enumerate(entries if isinstance(entries, list) else ()):
+        name = entry.get("id") if isinstance(entry, dict) else None
+        if isinstance(name, str) and first.setdefault(name, number) != number:
+            problem = ValueError(f"device ids must differ: devices.{first[name]} is {name}, too")
+            found.append(
+                InitErrorDetails(
+                    type="value_error", loc=(number, "id"), input=name, ctx={"error": problem}
+                )
+            )
+    return found
+
+
+def _again(error: ValidationError) -> list[InitErrorDetails]:
+    """What was found, to be raised together with more."""
+    return [
+        InitErrorDetails(
+            type=each["type"], loc=each["loc"], input=each["input"], ctx=each.get("ctx", {})
+        )
+        for each in error.errors()
+    ]
+
+
 class Inventory(Config):
     """All devices of one file."""
 
-    devices: tuple[Device, ...]
-
-    @model_validator(mode="after")
-    def _unique(self) -> Inventory:
-        names = [device.id for device in self.devices]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"device ids must differ: {', '.join(twice)}")
-        return self
+    devices: Annotated[tuple[Device, ...], WrapValidator(_with_unlike_ids)]
 
     def find(self, device_id: str) -> Device:
         """The device of that id.

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from profiles.errors import ConfigError, UsageError
+
+if TYPE_CHECKING:
+    from yaml import Node
 
 
 class Config(BaseModel):
@@ -24,11 +27,19 @@ def read_yaml(path: Path) -> Any:
 
     Raises:
         UsageError: if the file cannot be read or is not YAML.
+        ConfigError: lists keys that stand twice in one place, of which YAML keeps the last.
     """
     import yaml
 
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+        try:
+            root = loader.get_single_node()
+            if twice := _keys_twice(root):
+                raise ConfigError(str(path), twice)
+            return None if root is None else loader.construct_document(root)
+        finally:
+            loader.dispose()
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -53,6 +64,29 @@ def parse(model: type[ConfigT], data: Any, source: str, folder: Path | None = No
         return model.model_validate(data if data is not None else {}, context={"folder": folder})
     except ValidationError as error:
         raise ConfigError(source, [_problem(item) for item in error.errors()]) from None
+
+
+def _keys_twice(root: Node | None) -> list[str]:
+    """Keys that are written again in the same mapping, at any depth, by line."""
+    import yaml
+
+    found, seen, left = [], set[int](), [root]
+    while left:
+        node = left.pop()
+        if not isinstance(node, yaml.CollectionNode) or id(node) in seen:
+            continue
+        seen.add(id(node))  # an alias leads to the same node again, perhaps to one around it
+        if isinstance(node, yaml.SequenceNode):
+            left += node.value
+            continue
+        lines: dict[tuple[str, str], int] = {}
+        for key, value in node.value:
+            left += (key, value)
+            line, name = key.start_mark.line + 1, (key.tag, str(key.value))
+            if name in lines:
+                found.append((line, f"line {line}: {key.value} stands in line {lines[name]}, too"))
+            lines.setdefault(name, line)
+    return [problem for _, problem in sorted(found)]
 
 
 def _problem(item: Any) -> str:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from devices.doctor import Report, examine
+import shlex
+
+import pytest
+
+from devices.doctor import Report, _remedy, examine
 from tests.builders import device
 from tests.devices import fake_runtime
 from tests.devices.test_session import over_ssh, wrapped_python
@@ -30,9 +34,21 @@ def test_a_half_equipped_device(loopback, tmp_path):
     assert found(report)["litert"] is True
     (check,) = (check for check in report.checks if check.name == "onnxruntime")
     assert "libgomp" in check.detail
-    assert check.remedy == (
-        f"ssh -p {loopback.port} {loopback.user}@127.0.0.1 '{python} -m pip install onnxruntime'"
+    assert check.remedy == board.typed(f"{python} -m pip install onnxruntime")
+    assert f"-p {loopback.port} {loopback.user}@127.0.0.1" in check.remedy
+
+
+@pytest.mark.parametrize("python", ["python3", "/usr/bin/python3.11"])
+def test_a_systems_own_python_is_left_alone(python):
+    """Debian's refuses to be installed into."""
+    board = device(address="ssh://pi@192.0.2.7", python=python)
+    said = _remedy(board, "pip install ai-edge-litert, or tflite-runtime with 'numpy<2'")
+    command, rest = said.split(", ", 1)
+    assert shlex.split(command)[-1] == (
+        f"{python} -m venv ~/edge && ~/edge/bin/pip install ai-edge-litert"
     )
+    assert rest.startswith("or tflite-runtime with 'numpy<2'; ")
+    assert "'python: edge/bin/python'" in rest
 
 
 def test_a_device_without_a_usable_python(tmp_path):

@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 import yaml
 
-from devices.discovery import fitting_profile
+from devices.discovery import attached, fitting_profile
 from devices.inventory import Device, Inventory, load_inventory
+from devices.transport.adb import Attached
 from devices.transport.local import LocalTransport
 from devices.transport.scripted import ScriptedTransport
+from profiles.catalog import profile_names
 from profiles.errors import ConfigError, UsageError
+from tools.device_lab.devices import discover
 
 GOOD = {"id": "pi5", "profile": "linux-aarch64", "address": "ssh://pi@192.0.2.7"}
 
@@ -158,8 +161,16 @@ def test_a_folder_is_no_key_file(tmp_path):
 
 def test_ids_must_differ(tmp_path):
     (problem,) = problems(tmp_path, GOOD, {**GOOD, "id": "other"}, GOOD)
-    assert "pi5" in problem
-    assert "other" not in problem
+    assert problem == "devices.2.id: device ids must differ: devices.0 is pi5, too"
+
+
+def test_equal_ids_are_told_with_all_other_mistakes(tmp_path):
+    found = problems(tmp_path, {**GOOD, "colour": "red"}, {**GOOD, "address": "x:"}, "odd", GOOD)
+    assert [problem.split(": ")[0] for problem in found] == [
+        *("devices.0.colour", "devices.1.address", "devices.2", "devices.1.id", "devices.3.id")
+    ]
+    assert found[0] == "devices.0.colour: no such key"
+    assert "an address starts with one of" in found[1]
 
 
 @pytest.mark.parametrize("id_", ["", "a/b", "..", ".hidden", "-rf", "a b", "a\n", "pi5\n", "ö"])
@@ -286,6 +297,21 @@ def test_what_to_type_to_run_something_on_a_device(tmp_path):
     assert typed[2] == "pip install 'numpy<2'"
 
 
+def test_what_to_type_has_the_keys_and_servers_of_the_entry(tmp_path):
+    """A board or phone of ``make endpoints`` is in no file of this user's."""
+    for name in ("my key", "known hosts"):
+        (tmp_path / name).touch()
+    files = {"key_file": "my key", "known_hosts": "known hosts"}
+    board = load(tmp_path, {**GOOD, **files}).find("pi5")
+    assert shlex.split(board.typed("true")) == [
+        *("ssh", "-i", str(tmp_path / "my key")),
+        *("-o", f'UserKnownHostsFile="{tmp_path / "known hosts"}"', "pi@192.0.2.7", "true"),
+    ]
+    assert shlex.split(phone(tmp_path, adb_server="127.0.0.1:5038").typed("a b")) == [
+        *("adb", "-H", "127.0.0.1", "-P", "5038", "-s", "28291FDH2000AB", "shell", "a b")
+    ]
+
+
 @pytest.mark.parametrize(
     ("facts", "profile"),
     [
@@ -294,7 +320,47 @@ def test_what_to_type_to_run_something_on_a_device(tmp_path):
         ({"system": "android"}, "android"),
         ({"system": "linux", "machine": "x86_64"}, "linux-x86_64"),
         ({"system": "linux", "machine": "aarch64", "model": "unheard of"}, "linux-aarch64"),
+        ({"system": "linux", "machine": "armv7l"}, "linux-aarch64"),
+        ({}, "linux-aarch64"),
     ],
 )
 def test_the_profile_that_fits_a_found_device(facts, profile):
     assert fitting_profile(facts) == profile
+    assert profile in profile_names()
+
+
+@pytest.fixture
+def plugged_in(monkeypatch):
+    """Two phones of one model over TCP, and one of them on a cable as well."""
+    serials = {"192.0.2.7:5555": "SERIAL0001", "192.0.2.8:5555": "SERIAL0002"}
+    serials["SERIAL0001"] = "SERIAL0001"
+    monkeypatch.setattr(
+        "devices.discovery.discover", lambda _: [Attached(each, "device") for each in serials]
+    )
+    monkeypatch.setattr("devices.discovery.AdbTransport", lambda serial, _: serial)
+    monkeypatch.setattr(
+        "devices.discovery.look",
+        lambda serial: {"system": "android", "model": "Pixel 8", "serial": serials[serial]},
+    )
+
+
+@pytest.mark.usefixtures("plugged_in")
+def test_phones_are_found_with_ids_that_differ_and_tell_which_is_which():
+    assert [each.entry["id"] for each in attached()] == [
+        *("pixel-8-0001", "pixel-8-0002", "pixel-8-0001-2")
+    ]
+
+
+@pytest.mark.usefixtures("plugged_in")
+def test_what_is_discovered_can_be_appended_to_an_inventory(tmp_path, capsys):
+    discover(server=None, as_json=False)
+    said = capsys.readouterr()
+    assert "'devices:' first" in said.err
+    before = yaml.safe_dump({"devices": []}).replace(" []", "")
+    assert len(load(tmp_path, text=before + said.out).devices) == 3
+    mine = "devices:\n  - id: mine\n    profile: android\n    address: adb:X\n"
+    assert [each.id for each in load(tmp_path, text=mine + said.out).devices][:2] == [
+        *("mine", "pixel-8-0001")
+    ]
+    with pytest.raises(ConfigError, match="line 5: devices stands in line 1, too"):
+        load(tmp_path, text=mine + "devices:\n" + said.out)

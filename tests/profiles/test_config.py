@@ -128,6 +128,40 @@ def test_a_mistake_in_yaml_is_shown_with_its_line(tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("a: 1\nb: 2\na: 3\n", ["line 3: a stands in line 1, too"]),
+        ("a: 1\n'a': 3\n", ["line 2: a stands in line 1, too"]),
+        ("- x: {y: [{k: 1, k: 2}]}\n", ["line 1: k stands in line 1, too"]),
+        (
+            "a: {b: 1,\n b: 2}\na: 3\na: 4\n",
+            ["line 2: b stands", "line 3: a stands", "line 4: a stands in line 1"],
+        ),
+        ("? {p: 1, p: 2}\n: 3\n", ["line 1: p stands"]),
+    ],
+)
+def test_keys_that_stand_twice_are_told_with_their_lines(tmp_path, content, told):
+    """YAML would keep the last of them and not say so."""
+    with pytest.raises(ConfigError, match=r"file\.yaml: ") as caught:
+        read_yaml(write(tmp_path, content))
+    assert len(caught.value.problems) == len(told)
+    for problem, expected in zip(caught.value.problems, told, strict=True):
+        assert problem.startswith(expected)
+
+
+def test_keys_may_be_alike_in_different_places(tmp_path):
+    content = "a: {k: 1}\nb: {k: &x [1]}\nc: [{k: *x}, {k: *x}]\n1: a\n'1': b\n"
+    assert read_yaml(write(tmp_path, content))["c"] == [{"k": [1]}, {"k": [1]}]
+    base = "base: &base {k: 1, j: 1}\nmore: {<<: *base, k: 2}\n"
+    assert read_yaml(write(tmp_path, base))["more"] == {"k": 2, "j": 1}
+
+
+def test_a_file_that_contains_itself_is_read_to_its_end(tmp_path):
+    found = read_yaml(write(tmp_path, "&a {b: [*a]}\n"))
+    assert found["b"][0] is found
+
+
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"a: \xe9\n", b"a: \x00"])
 def test_bytes_that_are_no_text(tmp_path, content):
     with pytest.raises(UsageError, match="not valid YAML"):

@@ -102,10 +102,12 @@ def discover(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find attached phones, and print their entries for devices.yaml.
+    """Find attached phones, and print their entries, which go to the end of a devices.yaml.
 
     Example: device-lab devices discover >> devices.yaml
     """
+    import textwrap
+
     import yaml
 
     from devices.discovery import attached
@@ -122,7 +124,8 @@ def discover(
             complain(f"{one.serial} is {one.state}: {one.remedy}")
     entries = [dict(one.entry) for one in found if one.entry is not None]
     if entries:
-        print(yaml.safe_dump({"devices": entries}, sort_keys=False), end="")
+        print(textwrap.indent(yaml.safe_dump(entries, sort_keys=False), "  "), end="")
+        complain("to a file that is new or empty, write the line 'devices:' first")
     else:
         complain("no phone was found: is USB debugging on, and the cable one for data?")
         raise typer.Exit(1)
