@@ -19,7 +19,13 @@ from pipeline.data import Images
 from pipeline.spool import Spool, make_run
 from pipeline.stage import Workspace
 from profiles.durable import write_whole
-from profiles.errors import AgentError, DeadlineExceeded, DeviceError, LeaseLost
+from profiles.errors import (
+    AgentError,
+    DeadlineExceeded,
+    DeviceError,
+    LeaseLost,
+    StaleFence,
+)
 from profiles.recipe import ANY_DELEGATE, Measure
 from profiles.records import Artifact, Condition, Trial
 from profiles.store import trial_key
@@ -187,15 +193,22 @@ class _Campaign:
                 runtime_version=found.get("version", "unknown"),
                 emulated=trial.emulated or bool(session.facts.get("emulated")),
                 device_build=session.facts.get("os_build", "unknown"),
-                fence=session.lease.fence,
             )
-            opened = self._store.open_trial(seen)
+            opened = self._open(session, seen)
             if "missing" in found:
                 reason = f"{trial.runtime} is missing on the device: {found['missing']}"
                 self._fail([opened], session, f"{reason}; {found['hint']}")
             else:
                 ready.append(opened)
         return ready
+
+    def _open(self, session: Session, trial: Trial) -> Trial:
+        try:
+            return self._store.open_trial(replace(trial, fence=session.lease.fence))
+        except StaleFence as error:
+            # Of a lab that is lost, or of a clock that was ahead: the device is ours all the same.
+            session.lease.raise_above(error.newer or 0)
+            return self._store.open_trial(replace(trial, fence=session.lease.fence))
 
     def _fail(self, trials: Sequence[Trial], session: Session, reason: str) -> None:
         for trial in trials:

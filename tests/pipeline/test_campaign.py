@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +26,7 @@ from profiles.errors import (
     LeaseLost,
 )
 from profiles.recipe import Measure
+from profiles.store import Store
 from tests import builders
 
 SETTINGS = Measure(runs=3, iterations=10, warmup_seconds=0)
@@ -148,6 +150,20 @@ def test_results_of_a_device_that_was_taken_away_are_dropped(bench: Bench):
     assert trial.status == "accepted"
     assert [run.complete for run in trial.runs] == [True] * 3
     assert bench.runs == 4
+
+
+def test_a_lab_that_lost_its_memory_goes_on(bench: Bench, tmp_path, monkeypatch):
+    """Its new leases are older, by their fences, than those of trials that were begun before."""
+    bench.trouble = fail_at(LeaseLost("taken"), 2)
+    with pytest.raises(LeaseLost):
+        bench.measure()
+    with Store(tmp_path / "work/store.db") as store:
+        (trial,) = store.trials()
+        store.open_trial(replace(trial, fence=trial.fence + 10_000))
+    bench.trouble = lambda number: None
+    trial = bench.measure()
+    assert trial.status == "accepted"
+    assert [run.complete for run in trial.runs] == [True] * 3
 
 
 def test_a_complete_campaign_does_not_touch_the_device(bench: Bench):
