@@ -23,10 +23,11 @@ lift() {
   { read -r line < "$1"; } 2>/dev/null
 }
 takes() {
+  few=0
   lift "$1" "$2"
   while [ "$line" != "$2" ]; do
-    tries=$((tries + 1))
-    [ "$tries" -le 30 ] || return 1
+    few=$((few + 1)) tries=$((tries + 1))
+    [ "$few" -le 3 ] || [ "$tries" -le 30 ] || return 1  # all of them within some seconds
     sleep 0.1 2>/dev/null || sleep 1
     lift "$1" "$2"
   done
@@ -43,9 +44,9 @@ cooled() {
 }
 file() { takes "$1" "$2" || no "$1" "${line:-unknown}" "$2"; }
 cap() {
-  takes "$1" "$2" && return
+  lift "$1" "$2"
   if [ -n "$written" ] && [ "${line:-$2}" -lt "$2" ] && cooled "$1"; then return; fi
-  no "$1" "${line:-unknown}" "$2"
+  file "$1" "$2"
 }
 setting() {
   case $2 in
@@ -70,12 +71,12 @@ screen() {
   input keyevent "$word" < /dev/null > /dev/null 2>&1 || no "the screen" "as it is" "$2"
 }
 """
-# The boot, and whose the journal is: the holder, the visit's token and the boot of its second line.
+# The boot; and the journal's own, which its second line tells with the visit's token and holder.
 _WHOSE = r"""
 boot=unknown by= name= booted=
 { read -r boot < /proc/sys/kernel/random/boot_id; } 2>/dev/null
 if [ -f "$journal" ]; then
-  { { read -r skip; read -r skip by name booted; } < "$journal"; } 2>/dev/null
+  { { read -r skip; read -r skip name booted by; } < "$journal"; } 2>/dev/null
 fi
 """
 # A restart has undone what was written to sysfs; it may not even be there any more.
@@ -92,6 +93,17 @@ journal=$0
 """
 JOURNAL_TAIL = """[ "$failed" -ne 0 ] || rm -f "$0"
 exit "$failed"
+"""
+# Which process one is, of all that ever get its number: that, and the time of its start.
+# A dead one that nobody has waited for is none.  Source: proc(5), /proc/pid/stat, fields 1, 3 and
+# 22; a shell's name, field 2, has no space in it.
+_PROCESS = r"""
+process() {
+  number= state= start=
+  { read -r number a state b c d e f g h i j k l m n o p q r s start rest < "/proc/$1/stat"; } \
+    2>/dev/null
+  [ "$state" != Z ] || start=
+}
 """
 # Two at once wait for each other; one that was killed in the midst of it is not waited for longer
 # than this takes.
@@ -113,12 +125,14 @@ play() {
 # Another holder's journal is left alone until its guard has heard nothing for too long, or is gone.
 RESTORE = f"""root=$1 holder=$2 journal=$1/restore.sh
 {_PLAY}
+{_PROCESS}
 {_WHOSE}
 if [ -n "$name" ] && [ "$by" != "$holder" ] && [ "$booted" = "$boot" ]; then
-  guard= pid= over=
-  {{ read -r guard pid over < "$root/guard"; }} 2>/dev/null
-  if [ "$guard" = "$name" ] && [ -z "$over" ] &&
-    grep -qF "$name" "/proc/$pid/cmdline" 2>/dev/null; then exit 3; fi
+  guard= pid= since= over=
+  {{ read -r guard pid since over < "$root/guard"; }} 2>/dev/null
+  process "$pid"
+  if [ "$guard" = "$name" ] && [ -n "$since" ] && [ "$since" = "$start" ] && [ -z "$over" ]
+  then exit 3; fi
 fi
 rm -f "$journal.part"
 play
@@ -126,7 +140,8 @@ play
 # Runs in a session of its own; returns at once and leaves the loop behind.
 GUARD = (
     f"""root=$1 patience=$2 name=$3
-{_PLAY}"""
+{_PLAY}
+{_PROCESS}"""
     + r"""
 step=$((patience / 20))
 [ "$step" -le 60 ] || step=60
@@ -140,8 +155,8 @@ mine() {
 }
 echo "$name" > "$root/guard" || exit 1
 (
-  read -r pid rest < /proc/self/stat  # the loop's own: $$ is its parent's
-  echo "$name $pid" > "$root/guard"
+  process self  # the loop: $$ is its parent
+  echo "$name $number $start" > "$root/guard"
   seen= quiet=0
   while [ "$quiet" -lt "$patience" ]; do
     sleep "$step"
@@ -150,7 +165,7 @@ echo "$name" > "$root/guard" || exit 1
     { read -r alive < "$root/alive"; } 2>/dev/null
     if [ "$alive" = "$seen" ]; then quiet=$((quiet + step)); else seen=$alive quiet=0; fi
   done
-  echo "$name $pid over" > "$root/guard"
+  echo "$name $number $start over" > "$root/guard"
   until play; do
     sleep "$step"
     mine || exit 0
@@ -166,7 +181,7 @@ shift 6
     + r"""
 mkdir -p "$root" || exit 1
 if [ -e "$root/restore.sh" ]; then echo "an earlier visit has not been put back" >&2; exit 1; fi
-printf '#!/bin/sh\n# %s\n%s' "$holder $token $boot" "$way_back" > "$root/restore.sh.part" || exit 1
+printf '#!/bin/sh\n# %s\n%s' "$token $boot $holder" "$way_back" > "$root/restore.sh.part" || exit 1
 sync "$root/restore.sh.part" 2>/dev/null || sync
 mv -f "$root/restore.sh.part" "$root/restore.sh" || exit 1
 echo "$token" > "$root/alive" || exit 1
@@ -182,8 +197,8 @@ done
 )
 STILL = f"""root=$1 token=$2 journal=$1/restore.sh
 {_WHOSE}
-guard= pid= over=
-{{ read -r guard pid over < "$root/guard"; }} 2>/dev/null
+guard= pid= since= over=
+{{ read -r guard pid since over < "$root/guard"; }} 2>/dev/null
 [ "$name" = "$token" ] && [ "$guard" = "$token" ] && [ -z "$over" ] || exit 3
 [ "$booted" = "$boot" ] || exit 4
 echo "$3" > "$root/alive"

@@ -7,114 +7,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from devices.conditions import Applied, Gates, applied, restore, still_applied
+from devices.conditions import Gates, applied, restore, still_applied
 from devices.conditions.journal import Change, change
-from devices.endpoints.phone import install_phone
-from devices.transport.base import Transport
 from devices.transport.local import LocalTransport
 from profiles.errors import ConnectionLost, DeviceError, NotReady
 from profiles.records import Condition
-from tests.devices.conditions_tree import (
-    SHELLS,
-    clock,
-    guards,
-    make_board,
-    put_shell_first,
-    snapshot,
-)
-
-PINNED = Condition(mode="pinned")
-#: Guards of these tests look every second, and end when there is nothing to put back.
-PATIENCE_S = 20
-
-
-@dataclass
-class Dying:
-    """A transport that is lost at one of its commands, before or after the device has done it."""
-
-    inner: Transport
-    at: int
-    done: bool
-    count: int = 0
-    name: str = "dying"
-
-    def run(self, argv: Any, *, deadline_s: float, on_line: Any = None) -> Any:
-        self.count += 1
-        if self.count < self.at:
-            return self.inner.run(argv, deadline_s=deadline_s, on_line=on_line)
-        if self.count == self.at and self.done:
-            self.inner.run(argv, deadline_s=deadline_s, on_line=on_line)
-        raise ConnectionLost("the link is cut")
-
-
-@dataclass
-class Device:
-    """A board or a phone of plain files, and what it is like when nobody has changed it."""
-
-    home: Path
-    system: str
-    tree: Path
-    state: Path
-    gates: Gates
-    before: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def root(self) -> Path:
-        return self.home / "a root"
-
-    @property
-    def journal(self) -> Path:
-        return self.root / "restore.sh"
-
-    def now(self) -> dict[str, str]:
-        settings_of = subprocess.run(
-            "settings list global; dumpsys power; cat fixed_performance 2>/dev/null || echo false",
-            shell=True,
-            cwd=self.state,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        phone = {"phone": settings_of.stdout} if self.system == "android" else {}
-        return {**snapshot(self.tree), **phone}
-
-    def is_as_it_was(self) -> bool:
-        return self.now() == self.before and not self.journal.exists()
-
-    @contextmanager
-    def pinned(self, transport: Transport | None = None, **more: Any) -> Iterator[Applied]:
-        options = {"patience_s": PATIENCE_S, "tree": str(self.tree), **more}
-        with applied(
-            transport or LocalTransport(self.home),
-            str(self.root),
-            {"system": self.system},
-            self.gates,
-            PINNED,
-            **options,
-        ) as visit:
-            yield visit
-
-
-def make_device(home: Path, system: str, monkeypatch: pytest.MonkeyPatch) -> Device:
-    tree = make_board(home / "a tree")
-    gates = Gates(screen="off", airplane=True) if system == "android" else Gates()
-    if system == "android":
-        programs = install_phone(home / "a phone")
-        monkeypatch.setenv("PATH", str(programs), prepend=":")
-    device = Device(home, system, tree, home / "a phone" / "state", gates)
-    device.state.mkdir(parents=True, exist_ok=True)
-    device.before = device.now()
-    return device
+from tests.devices.conditions_device import PATIENCE_S, Device, Dying, eventually, make_device
+from tests.devices.conditions_tree import SHELLS, clock, guards, put_shell_first, snapshot
 
 
 @pytest.fixture(params=["linux", "android"])
@@ -132,14 +37,6 @@ def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Device:
 @pytest.fixture
 def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Device:
     return make_device(tmp_path, "android", monkeypatch)
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    for _ in range(600):
-        if condition():
-            return
-        time.sleep(0.1)
-    pytest.fail("it did not come about within a minute")
 
 
 @pytest.mark.parametrize("shell", SHELLS)
@@ -396,26 +293,36 @@ def test_a_folder_that_cannot_be_written_changes_nothing(board: Device) -> None:
 
 
 VISIT = """
-import sys, time
+import os, signal, sys, time
 from devices.conditions import Gates, applied
 from devices.transport.local import LocalTransport
 from pathlib import Path
 from profiles.records import Condition
 home, root, tree = sys.argv[1:]
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever this test was started by
+def twice(number):
+    def again():
+        os.kill(os.getpid(), number)
+        return LocalTransport(Path(home))
+    return again
 with applied(LocalTransport(Path(home)), root, {"system": "linux"}, Gates(),
-             Condition(mode="pinned"), patience_s=2, tree=tree):
+             Condition(mode="pinned"), patience_s=PATIENCE, tree=tree, again=AGAIN):
     print("pinned", flush=True)
     while True:
         time.sleep(0.1)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGKILL])
 def test_a_host_process_that_is_ended_leaves_the_device_as_it_was(
     number: signal.Signals, board: Device
 ) -> None:
+    # Only who kills it leaves the work to the guard; who asks it to end may ask twice.
+    killed = number == signal.SIGKILL
+    again = f"twice({number:d})" if number in {signal.SIGTERM, signal.SIGHUP} else "None"
+    visit = VISIT.replace("AGAIN", again).replace("PATIENCE", "2" if killed else "600")
     host = subprocess.Popen(
-        [sys.executable, "-c", VISIT, board.home, board.root, board.tree],
+        [sys.executable, "-c", visit, board.home, board.root, board.tree],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
@@ -430,6 +337,6 @@ def test_a_host_process_that_is_ended_leaves_the_device_as_it_was(
         host.kill()
         host.stdout.close()
         host.wait()
-    if number == signal.SIGKILL:  # nobody is left to do it but the guard
+    if killed:
         eventually(board.is_as_it_was)
     assert board.is_as_it_was()
