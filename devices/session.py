@@ -227,6 +227,7 @@ class Session:
         """
         command = self._agents.measure(self.device.agent_for(runtime))
         program = self._plan(runtime, jobs, condition, plan, seed, deadline_s)
+        self.lease.check()  # a host that slept must not disturb who measures there now
         try:
             done = self.transport.run(
                 [*command, program], deadline_s=deadline_s + _GRACE_S, on_line=recorder.line
