@@ -61,7 +61,6 @@ def settle(
     condition: Condition,
     *,
     on_state: StateSink = lambda state, why: None,
-    on_look: Callable[[], None] = lambda: None,
     poll_s: float = POLL_S,
     tree: str = "",
 ) -> Preflight:
@@ -71,14 +70,12 @@ def settle(
     the gates' ``settle_s`` is over.
 
     Args:
-        on_state: called before each wait.
-        on_look: called before each look, for the sign of life that a pinned device's guard needs.
+        on_state: called before each wait; the place for a sign of life, if the device is pinned.
         poll_s: seconds between two looks.
         transport, system, gates, condition, tree: see :func:`preflight`.
     """
     start = time.monotonic()
     while True:
-        on_look()
         seen = preflight(transport, system, gates, condition, tree=tree)
         waited_s = time.monotonic() - start
         hopeless = any(not refusal.passing for refusal in seen.refusals)

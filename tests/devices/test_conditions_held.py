@@ -100,7 +100,7 @@ def test_waiting_for_a_device_to_cool_is_a_sign_of_life(board: Device) -> None:
             "linux",
             Gates(max_temperature_mdegc=60_000, settle_s=7),
             PINNED,
-            on_look=lambda: still_applied(local(board), str(board.root), visit.token),
+            on_state=lambda *_: still_applied(local(board), str(board.root), visit.token),
             poll_s=1,
             tree=str(board.tree),
         )
