@@ -59,10 +59,15 @@ class Holder:
         return expired(self.boot, self.expires)
 
     @property
+    def elsewhere(self) -> bool:
+        """Whether it is another host's."""
+        return elsewhere(self.boot, self.host)
+
+    @property
     def remedy(self) -> str:
         """What to do for who wants the device."""
         force = f"device-lab devices release {self.device_id} --force"
-        if elsewhere(self.boot, self.host):
+        if self.elsewhere:
             return (
                 "a lab belongs to one host: set EDGELOOP_LAB to a folder of its own on each;"
                 f" if nothing on {self.host} holds it any more: {force}"

@@ -22,8 +22,8 @@ from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from devices.holder import Holder, holder, holder_from, process_started, user_name
-from devices.kernel_lock import KernelLock
+from devices.holder import Holder, holder_from, process_started, user_name
+from devices.kernel_lock import KernelLock, held
 from devices.lab import Lab
 from devices.lab_database import expired, lease_row, this_boot, utc_now
 from profiles.errors import DeviceBusy, DeviceError, LeaseLost
@@ -223,23 +223,27 @@ class _Claim:
 def _acquire(lab: Lab, claim: _Claim, wait_s: float) -> Lease:
     deadline = time.monotonic() + wait_s
     while True:
-        if (ours := _attempt(lab, claim)) is not None:
-            return ours
-        while (other := holder(lab, claim.serial)) is not None and not other.expired:
+        answer = _attempt(lab, claim)
+        if isinstance(answer, Lease):
+            return answer
+        # Whoever waits looks at the lock alone: the database is for those who have work to do.
+        while answer.elsewhere or (held(lab.lock_path(claim.serial)) and not answer.expired):
             if time.monotonic() >= deadline:
-                raise DeviceBusy(other.describe(), other.remedy, claim.device_id)
+                raise DeviceBusy(answer.describe(), answer.remedy, claim.device_id)
             time.sleep(POLL_S)
+            if answer.elsewhere:
+                break  # the lock does not tell
 
 
-def _attempt(lab: Lab, claim: _Claim) -> Lease | None:
-    """The device, unless somebody has it; nobody else gets or loses one meanwhile."""
+def _attempt(lab: Lab, claim: _Claim) -> Lease | Holder:
+    """The device, or who has it; nobody else gets or loses one meanwhile."""
     lock: KernelLock | None = None
     try:
         with lab.transaction() as database:
             lab.refuse_quarantined(database, claim.serial)
             path, last = lab.lock_path(claim.serial), lease_row(database, claim.serial)
             if last is not None and lab.has_holder(last) and not holder_from(last).expired:
-                return None
+                return holder_from(last)
             lock = KernelLock.take(path) or _replaced(path)
             return Lease(lab, claim.write(database), lock)
     except BaseException:

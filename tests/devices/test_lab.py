@@ -86,7 +86,14 @@ def test_a_lab_of_an_older_edgeloop_goes_on(lab):
     lab.remember("pi5", SERIAL, {})
     with lease(lab, SERIAL, "pi5", "test") as before, lab.transaction() as database:
         database.execute("ALTER TABLE lease DROP COLUMN boot")
-        database.execute("ALTER TABLE lease ADD COLUMN dirty INTEGER NOT NULL DEFAULT 0")
+        (table,) = database.execute("SELECT sql FROM sqlite_schema WHERE name = 'lease'").fetchone()
+        rows = database.execute("SELECT * FROM lease").fetchall()
+        database.execute("DROP TABLE lease")
+        database.execute(
+            table.replace("released_utc TEXT", "released_utc TEXT, dirty INTEGER NOT NULL")
+        )
+        for row in rows:
+            database.execute(f"INSERT INTO lease VALUES ({'?, ' * len(row)} 1)", tuple(row))
         database.execute("PRAGMA user_version = 1")
     again = Lab(lab.folder)
     assert again.serial_of("pi5") == SERIAL

@@ -409,6 +409,14 @@ def test_what_another_host_gives_back_is_free(lab):
     back.join()
 
 
+def test_a_container_that_died_here_was_no_other_host(lab):
+    with other(lab) as first:
+        first.kill()
+    say(lab, "host = 'f3b1c0ffee'")
+    with take(lab):
+        pass
+
+
 def test_what_was_held_when_this_host_went_down_is_free(lab):
     with other(lab) as first:
         first.kill()
