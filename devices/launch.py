@@ -30,8 +30,12 @@ exec "$@"
 # host's is left alone.
 _CLEAR = """
 [ -f "$1/agent.pid" ] && read -r pid host < "$1/agent.pid" || exit 0
-ours() { grep -qF "$root/store/" "/proc/$pid/cmdline" 2>/dev/null; }
 root=$1
+# busybox' grep looks no further than the first NUL; not every toybox has a tr.
+ours() {
+  grep -qF "$root/store/" "/proc/$pid/cmdline" ||
+    tr '\\0' '\\n' < "/proc/$pid/cmdline" | grep -qF "$root/store/"
+} 2> /dev/null
 ours || exit 0
 if [ "$host" != "$2" ]; then echo "$pid"; exit 3; fi
 kill -9 "$pid"

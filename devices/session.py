@@ -127,18 +127,19 @@ class Session:
         ) as found:
             self._note(DeviceState.READY, "")
             self._governor, self._token = found.readings.governor, found.token
-            yield found.environment()
+            try:
+                yield found.environment()
+            finally:
+                self._governor, self._token = None, ""
 
     def settle(self, condition: Condition, on_state: StateSink) -> None:
-        """Before a run: see that the condition still holds, and wait for what passes with time.
+        """Before a run: wait for what passes with time.
 
         Raises:
             NotReady: if the device does not come within its gates in time.
-            ConnectionLost: it was restarted or put back, and is to be visited anew.
         """
-        still_applied(self.transport, self.device.folder, self._token)
-        gates = self.device.all_gates()
-        if self.device.is_scripted or not gates.pass_with_time:
+        gates, pinned = self.device.all_gates(), condition.mode == "pinned"
+        if self.device.is_scripted or not (gates.pass_with_time or pinned):
             return
         system = str(self.facts.get("system", "linux"))
         told = self._telling(on_state)
@@ -223,11 +224,14 @@ class Session:
         Raises:
             AgentError: the agent failed, or died without a word.
             LeaseLost: another holder has taken the device over meanwhile.
-            ConnectionLost, DeadlineExceeded: as the transport says.
+            ConnectionLost: as the transport says, and where the device is not pinned any more.
+            DeadlineExceeded: as the transport says.
         """
         command = self._agents.measure(self.device.agent_for(runtime))
         program = self._plan(runtime, jobs, condition, plan, seed, deadline_s)
-        self.lease.check()  # a host that slept must not disturb who measures there now
+        # A host that slept must not disturb who measures there now, and a push may take its time.
+        self.lease.check()
+        still_applied(self.transport, self.device.folder, self._token)
         try:
             done = self.transport.run(
                 [*command, program], deadline_s=deadline_s + _GRACE_S, on_line=recorder.line
