@@ -79,6 +79,8 @@ def _describe(facts: Mapping[str, Any]) -> str:
     words = [facts.get(key) for key in ("model", "soc", "cpu", "machine", "os_build")]
     cores = f"{facts['cores']} cores" if "cores" in facts else None
     serial = f"serial {facts.get('serial', 'unknown')}"
+    if facts.get("serial_source") == "installation":
+        serial += " (its installation's: it tells none of its hardware)"
     return ", ".join(str(word) for word in [*words, cores, serial] if word)
 
 
