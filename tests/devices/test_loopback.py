@@ -100,6 +100,6 @@ def test_without_a_server_program_it_says_what_to_install(tmp_path, monkeypatch)
 @pytest.mark.sshd
 @pytest.mark.skipif(find_sshd() is None, reason="no OpenSSH server on this machine")
 def test_a_server_that_cannot_start_says_why(tmp_path, monkeypatch):
-    monkeypatch.setattr(loopback_module, "_CONFIG", loopback_module._CONFIG + "NoSuchOption yes\n")
+    monkeypatch.setattr(loopback_module, "CONFIG", loopback_module.CONFIG + "NoSuchOption yes\n")
     with pytest.raises(DeviceUnreachable, match="did not start"), serve(tmp_path / "board"):
         pass

@@ -629,7 +629,7 @@ def test_a_runtime_missing_on_the_device_says_what_to_install(
     (report,) = json.loads(doctor.out)
     checks = {check["name"]: check for check in report["checks"]}
     assert checks["connection"]["ok"]
-    assert checks["agent"]["ok"]
+    assert checks["identity"]["ok"]
     assert "pip install onnxruntime" in checks["onnxruntime"]["remedy"]
     assert "pip install executorch" in checks["executorch"]["remedy"]
     assert "pip install ai-edge-litert" in checks["litert"]["remedy"]
@@ -659,10 +659,12 @@ def test_once_the_runtime_is_there_the_same_command_measures(
 
 def test_a_python_that_is_none_says_so(lab: Lab, onnx_file: Path, tmp_path: Path):
     inventory = write_inventory(tmp_path, local_device(tmp_path / "b", python="/surely/missing"))
-    said = lab("measure", onnx_file, "-d", "board", "-i", inventory, "-w", tmp_path / "work")
+    arguments = [onnx_file, "-d", "board", "-i", inventory, "-w", tmp_path / "work"]
+    said = lab("measure", *arguments, "--json")
     assert said.code == 1
-    assert said.problem.startswith("error: board: /surely/missing cannot run the agent")
-    assert "set 'python' of this device" in said.problem
+    (row,) = json.loads(said.out)
+    assert "/surely/missing cannot run the agent" in row["reason"]
+    assert "set 'python' of this device" in row["reason"]
 
 
 def test_devices_are_listed(lab: Lab, project: Project):

@@ -1,4 +1,4 @@
-"""The demo's path, on less of everything: a real SSH server that it starts and ends itself."""
+"""The demo's path, on less of everything: a real sshd and adbd that it starts and ends itself."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LESS = (
 @pytest.mark.slow
 @pytest.mark.sshd
 @pytest.mark.skipif(find_sshd() is None, reason="no OpenSSH server on this machine")
-def test_the_demo_measures_over_ssh_and_leaves_no_server(tmp_path: Path):
+def test_the_demo_measures_over_ssh_and_adb_and_leaves_no_server(tmp_path: Path, _adbd: None):
     workspace = tmp_path / "demo"
     settings = [part for setting in LESS for part in ("--set", setting)]
     done = subprocess.run(
@@ -40,7 +40,12 @@ def test_the_demo_measures_over_ssh_and_leaves_no_server(tmp_path: Path):
     assert "Pareto front" in done.stdout
     assert f"report: {workspace}/report/index.html" in done.stdout
     rows = json.loads(device_lab("results", "--json", "--workspace", workspace).stdout)
-    assert [row["transport"] for row in rows] == ["ssh"]
-    assert [(row["status"], row["n"]) for row in rows] == [("accepted", 60)]
+    assert [(row["device"], row["transport"], row["emulated"]) for row in rows] == [
+        ("board", "ssh", False),
+        ("phone", "adb", True),
+    ]
+    assert len({row["artifact_sha256"] for row in rows}) == 1
+    assert [row["agent"] for row in rows] == ["python", "native"]
+    assert [(row["status"], row["n"]) for row in rows] == [("accepted", 60)] * 2
     # sshd takes its pid file away when it ends.
-    assert not (workspace / "lab/sshd/sshd.pid").exists()
+    assert not (workspace / "lab/board/sshd.pid").exists()

@@ -107,5 +107,6 @@ def _devices(rows: tuple[Row, ...]) -> list[Measurement]:
     for row in rows:
         m = row.measurement
         if m.device:
-            seen.setdefault((m.device, m.runtime_version, m.delegates, m.condition), m)
+            key = (m.device, m.runtime, m.runtime_version, m.delegates, m.condition)
+            seen.setdefault(key, m)
     return sorted(seen.values(), key=lambda m: (m.device, m.runtime))
