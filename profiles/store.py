@@ -34,7 +34,7 @@ def trial_key(
 ) -> str:
     """The key under which a trial is measured once: what, where, by what, how, how often.
 
-    ``place`` is the identity of a device, see ``devices.inventory.Device.identity``.
+    ``place`` is where and by what it is measured, see ``devices.inventory.Device.place``.
     """
     return digest(["trial-1", artifact_sha256, place, runtime, condition.requested(), plan])
 
