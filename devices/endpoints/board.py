@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from devices.endpoints import sshd
+from devices.endpoints.emulated import ssh_entry
 from devices.endpoints.image import Image, make_disk
 from devices.endpoints.processes import free_port, serving
-from devices.endpoints.rootfs import Rootfs
 from profiles.errors import DeviceUnreachable
 
 _QEMU = "qemu-system-aarch64"
@@ -88,15 +88,7 @@ class Board:
 
     def inventory_entry(self, device_id: str, environment: str = "current") -> dict[str, Any]:
         """This board as a device of ``devices.yaml``; see :class:`.emulated.EmulatedBoard`."""
-        return {
-            "id": device_id,
-            "profile": "linux-aarch64",
-            "address": f"ssh://root@127.0.0.1:{self.port}",
-            "key_file": str(self.key_file),
-            "known_hosts": str(self.known_hosts),
-            "python": Rootfs.python(environment),
-            "emulated": True,
-        }
+        return ssh_entry(device_id, self.port, self.key_file, self.known_hosts, environment)
 
     def set_link(self, up: bool) -> None:
         """Plug the network cable in, or out."""

@@ -49,15 +49,22 @@ class EmulatedBoard:
             environment: which of the folder's Pythons runs the agent, see
                 :meth:`~devices.endpoints.rootfs.Rootfs.python`.
         """
-        return {
-            "id": device_id,
-            "profile": "linux-aarch64",
-            "address": f"ssh://root@127.0.0.1:{self.port}",
-            "key_file": str(self.key_file),
-            "known_hosts": str(self.known_hosts),
-            "python": Rootfs.python(environment),
-            "emulated": True,
-        }
+        return ssh_entry(device_id, self.port, self.key_file, self.known_hosts, environment)
+
+
+def ssh_entry(
+    device_id: str, port: int, key_file: Path, known_hosts: Path, environment: str
+) -> dict[str, Any]:
+    """An aarch64 system behind an sshd on loopback, as a device of ``devices.yaml``."""
+    return {
+        "id": device_id,
+        "profile": "linux-aarch64",
+        "address": f"ssh://root@127.0.0.1:{port}",
+        "key_file": str(key_file),
+        "known_hosts": str(known_hosts),
+        "python": Rootfs.python(environment),
+        "emulated": True,
+    }
 
 
 @contextmanager

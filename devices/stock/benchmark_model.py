@@ -21,6 +21,7 @@ from devices.stock.base import (
 )
 from devices.transport.base import Completed
 from profiles.errors import AgentError, UsageError
+from profiles.records import SUFFIX_OF
 
 NAME = "benchmark_model"
 _BYTES_PER_MB = 1 << 20  # the tool divides kilobytes by 1024
@@ -59,7 +60,7 @@ class BenchmarkModel:
 
     name = NAME
     runtime = "litert"
-    ending = ".tflite"
+    ending = SUFFIX_OF["tflite"]
 
     def command(self, run: StockRun) -> list[str]:
         """All four bounds are set: the tool's defaults of 0.5 s and 1 s override counts."""

@@ -21,6 +21,7 @@ from devices.stock.base import (
 )
 from devices.transport.base import Completed
 from profiles.errors import AgentError, UsageError
+from profiles.records import SUFFIX_OF
 
 NAME = "executor_runner"
 
@@ -44,7 +45,7 @@ class ExecutorRunner:
 
     name = NAME
     runtime = "executorch"
-    ending = ".pte"
+    ending = SUFFIX_OF["executorch"]
 
     def command(self, run: StockRun) -> list[str]:
         """Only flags that builds without a tracer and without the newest options have."""

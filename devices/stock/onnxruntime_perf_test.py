@@ -23,6 +23,7 @@ from devices.stock.base import (
 )
 from devices.transport.base import Completed
 from profiles.errors import AgentError
+from profiles.records import SUFFIX_OF
 
 NAME = "onnxruntime_perf_test"
 CPU = "cpu"
@@ -59,7 +60,7 @@ class OnnxRuntimePerfTest:
 
     name = NAME
     runtime = "onnxruntime"
-    ending = ".onnx"
+    ending = SUFFIX_OF["onnx"]
 
     def command(self, run: StockRun) -> list[str]:
         """Inputs are made up by the tool (``-I``); the level of optimisation is always named.
