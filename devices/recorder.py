@@ -10,7 +10,10 @@ from typing import Any
 import numpy as np
 
 from profiles.errors import AgentError
-from profiles.records import Samples
+from profiles.records import Plan, Samples
+
+#: The stretches of time of an energy trial.
+MARKS = ("idle-before", "active", "idle-after")
 
 
 @dataclass(slots=True)
@@ -23,6 +26,10 @@ class Recording:
     threads: int | None = None
     warmup: list[int] = field(default_factory=list)
     samples: list[int] = field(default_factory=list)
+    # For each slice of the samples: when it began, how many calls it has, and the core's clock.
+    slices: list[tuple[int, int, int | None]] = field(default_factory=list)
+    memory: dict[str, int] | None = None
+    operators: list[dict[str, Any]] | None = None
 
     def warmup_ns(self) -> Samples:
         """Warm-up calls in ns."""
@@ -49,22 +56,45 @@ class RunRecorder:
         self.environment: dict[str, Any] = {}
         self.agent = "unknown"
         self.version = "unknown"
-        self.peak_bytes: int | None = None
+        self.build = "unknown"
+        self.marks: list[dict[str, Any]] = []
+        self.power: dict[str, list[Any]] | None = None
         self.done = False
         self.error: dict[str, Any] | None = None
 
-    def demand(self, iterations: int) -> None:
+    def demand(self, plan: Plan) -> None:
         """Make sure that a run that says it is done has delivered everything.
 
         Raises:
-            AgentError: if a job has another number of samples.
+            AgentError: if a job has another number of samples, or what its kind is for is missing.
         """
         for job, recording in self.recordings.items():
-            if len(recording.samples) != iterations:
+            got = len(recording.samples)
+            open_end = plan.window_ns or plan.kind == "energy"
+            if got < plan.iterations or (got > plan.iterations and not open_end):
                 raise AgentError(
-                    f"the agent delivered {len(recording.samples)} of {iterations} samples"
-                    f" for {job[:12]}"
+                    f"the agent delivered {got} of {plan.iterations} samples for {job[:12]}"
                 )
+        kind = plan.kind
+        lacking = {
+            "memory": any(one.memory is None for one in self.recordings.values()),
+            "operators": any(one.operators is None for one in self.recordings.values()),
+            "energy": self.power is None or not self.marks,
+        }
+        if lacking.get(kind):
+            raise AgentError(f"the agent delivered no {kind}")
+
+    def details(self, job: str) -> dict[str, Any]:
+        """What a job has beside its samples, as plain data."""
+        recording = self.recordings[job]
+        found = {
+            "slices": [list(each) for each in recording.slices],
+            "memory": recording.memory,
+            "operators": recording.operators,
+            "marks": self.marks,
+            "power": self.power,
+        }
+        return {name: value for name, value in found.items() if value}
 
     def line(self, text: str) -> None:
         """Take one line of the agent's output.
@@ -81,6 +111,7 @@ class RunRecorder:
 
     def _on_hello(self, event: Mapping[str, Any]) -> None:
         self.version, self.agent = str(event["version"]), str(event["agent"])
+        self.build = str(event["build"] or "unknown")
 
     def _on_environment(self, event: Mapping[str, Any]) -> None:
         self.environment[event["when"]] = {
@@ -100,16 +131,52 @@ class RunRecorder:
         self.recordings[event["job"]].warmup += _latencies(event["ns"])
 
     def _on_samples(self, event: Mapping[str, Any]) -> None:
-        self.recordings[event["job"]].samples += _latencies(event["ns"])
+        recording, latencies = self.recordings[event["job"]], _latencies(event["ns"])
+        khz = event["khz"]
+        slice_ = (
+            _natural(event["start_ns"]),
+            len(latencies),
+            None if khz is None else _natural(khz),
+        )
+        recording.samples += latencies
+        recording.slices.append(slice_)
+
+    def _on_memory(self, event: Mapping[str, Any]) -> None:
+        self.recordings[event["job"]].memory = {
+            name: _natural(event[name])
+            for name in ("base_bytes", "loaded_bytes", "peak_bytes", "file_bytes")
+        }
+
+    def _on_operators(self, event: Mapping[str, Any]) -> None:
+        trace = event["trace"]
+        if not isinstance(trace, list) or not all(isinstance(each, dict) for each in trace):
+            raise ValueError("a trace is a list of events")
+        self.recordings[event["job"]].operators = trace
+
+    def _on_mark(self, event: Mapping[str, Any]) -> None:
+        mark = {name: _natural(event[name]) for name in ("start_ns", "end_ns", "calls")}
+        if event["what"] not in MARKS or mark["end_ns"] < mark["start_ns"]:
+            raise ValueError("a mark is a stretch of time")
+        self.marks.append({"what": event["what"], **mark})
+
+    def _on_power(self, event: Mapping[str, Any]) -> None:
+        at_ns, values = [_natural(ns) for ns in event["at_ns"]], event["values"]
+        texts = all(isinstance(text, str) for reading in values for text in reading)
+        if len(at_ns) != len(values) or not texts:
+            raise ValueError("a reading has a time and texts")
+        self.power = {"at_ns": at_ns, "values": values}
 
     def _on_done(self, event: Mapping[str, Any]) -> None:
-        peak_bytes = event["peak_bytes"]
-        if peak_bytes is not None and (type(peak_bytes) is not int or peak_bytes < 1):
-            raise ValueError("peak_bytes is a positive integer or null")
-        self.peak_bytes, self.done = peak_bytes, True
+        self.done = True
 
     def _on_error(self, event: Mapping[str, Any]) -> None:
         self.error = {"kind": event["kind"], "message": event["message"]}
+
+
+def _natural(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 63:
+        raise ValueError("a clock or a size is an integer of 0 or more")
+    return value
 
 
 def _latencies(values: Any) -> list[int]:

@@ -21,6 +21,7 @@ from devices.inventory import Device
 from devices.lab import DeviceState
 from devices.launch import Agents, clear_leftovers, host_word
 from devices.lease import Lease
+from devices.meter.base import Sampling
 from devices.push import RemoteStore
 from devices.recorder import RunRecorder
 from devices.transport.base import Transport
@@ -209,6 +210,7 @@ class Session:
         seed: int,
         deadline_s: int,
         recorder: RunRecorder,
+        sampling: Sampling | None = None,
     ) -> None:
         """One run: a fresh agent process that measures all of ``jobs`` in turns.
 
@@ -216,10 +218,11 @@ class Session:
             runtime: which runtime executes them.
             jobs: one for a whole model; several share the process and take turns.
             condition: threads, core mask and delegate.
-            plan: iterations and warm-up.
+            plan: kind, iterations, warm-up, shortest window.
             seed: of the order of turns.
             deadline_s: longest time the process may take.
             recorder: takes what the device delivers, as it comes.
+            sampling: what the power sensor is read by, for energy.
 
         Raises:
             AgentError: the agent failed, or died without a word.
@@ -228,7 +231,7 @@ class Session:
             DeadlineExceeded: as the transport says.
         """
         command = self._agents.measure(self.device.agent_for(runtime))
-        program = self._plan(runtime, jobs, condition, plan, seed, deadline_s)
+        program = self._plan(runtime, jobs, condition, plan, seed, deadline_s, sampling)
         # A host that slept must not disturb who measures there now, and a push may take its time.
         self.lease.check()
         still_applied(self.transport, self.device.folder, self._token)
@@ -251,7 +254,7 @@ class Session:
             # Its output is its events: none of them says why it ended.
             why = replace(done, stdout=b"").complaint()
             raise AgentError(f"the agent ended without a result: {why}")
-        recorder.demand(plan.iterations)
+        recorder.demand(plan)
 
     def _plan(
         self,
@@ -261,11 +264,13 @@ class Session:
         plan: Plan,
         seed: int,
         deadline_s: int,
+        sampling: Sampling | None,
     ) -> str:
         files = [job.path for job in jobs] + [file for job in jobs for file in job.input_files]
         remote = self.ensure(files)
         content = {
             "format": PLAN_FORMAT,
+            "kind": plan.kind,
             "runtime": runtime,
             "library": self._agents.library(runtime),
             "delegate": condition.delegate,
@@ -275,6 +280,14 @@ class Session:
             "warmup_iterations": plan.warmup_iterations,
             "warmup_ns": plan.warmup_ns,
             "iterations": plan.iterations,
+            "window_ns": max(plan.window_ns, sampling.window_ns if sampling else 0),
+            "period_ns": plan.period_ns,
+            "meter": sampling
+            and {
+                "period_ns": sampling.period_ns,
+                "files": list(sampling.files),
+                "command": list(sampling.command),
+            },
             "slice_iterations": SLICE_ITERATIONS if len(jobs) == 1 else BLOCK_SLICE_ITERATIONS,
             "settle_iterations": SETTLE_ITERATIONS,
             "seed": seed,

@@ -279,7 +279,7 @@ class _Campaign:
             for trial in trials:
                 recording = recorder.recordings[trial.key]
                 if complete or ((recording.warmup or recording.samples) and not lost):
-                    run = make_run(numbers[trial.key], complete, recorder, recording, readings)
+                    run = make_run(numbers[trial.key], complete, recorder, trial.key, readings)
                     self._store.add_run(trial.key, run, fence=session.lease.fence)
                     numbers[trial.key] += 1
                     self.runs += complete

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from devices.recorder import Recording, RunRecorder
+from devices.recorder import RunRecorder
 from profiles.errors import AgentError, StaleFence
 from profiles.records import Run
 from profiles.store import Store
@@ -81,7 +81,7 @@ def _store(header: Mapping[str, Any], lines: list[str], store: Store) -> None:
         # It may have been killed after it had stored the run.
         stored = trial is None or trial.status != "open" or number < len(trial.runs)
         if not stored and (recording.warmup or recording.samples):
-            run = make_run(number, False, recorder, recording, header["readings"])
+            run = make_run(number, False, recorder, key, header["readings"])
             with contextlib.suppress(StaleFence):  # the device has had another holder
                 store.add_run(key, run, fence=header["fence"])
 
@@ -90,10 +90,15 @@ def make_run(
     number: int,
     complete: bool,
     recorder: RunRecorder,
-    recording: Recording,
+    job: str,
     readings: Mapping[str, Any],
 ) -> Run:
-    """One job's part of what an agent has delivered, as a run of its trial."""
+    """One job's part of what an agent has delivered, as a run of its trial.
+
+    ``readings`` were taken before the process began: the device's state, and the limits it is to
+    keep.
+    """
+    recording = recorder.recordings[job]
     return Run(
         number=number,
         complete=complete,
@@ -101,12 +106,13 @@ def make_run(
         samples_ns=recording.samples_ns(),
         load_ns=recording.load_ns,
         first_ns=recording.first_ns,
-        peak_bytes=recorder.peak_bytes,
         environment={
             **recorder.environment,
             "preflight": dict(readings),
             "delegates": list(recording.delegates),
             "threads": recording.threads,
             "runtime_version": recorder.version,
+            "runtime_build": recorder.build,
         },
+        details=recorder.details(job),
     )

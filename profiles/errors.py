@@ -24,6 +24,7 @@
         ├── NotReady               the device is not in the state to be measured in
         ├── DeviceFull             no space for an artifact
         ├── IntegrityError         bytes on the device are not the bytes sent
+        ├── MeterError             a power sensor cannot be read or understood
         └── AgentError             the measuring program reported a failure
 
 ``retryable`` says whether trying the same call again may succeed; retries wrap connecting and
@@ -192,6 +193,10 @@ class DeviceFull(DeviceError):
 
 class IntegrityError(DeviceError):
     """The bytes on the device are not the bytes that were sent."""
+
+
+class MeterError(DeviceError):
+    """A power sensor cannot be read or understood."""
 
 
 class AgentError(DeviceError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 
-from profiles.records import Condition, Measurement, Parity, Run, Trial
+from profiles.records import Condition, Measurement, Parity, Trial
 from profiles.schema import ArtifactRow
 from profiles.statistics import Summary, summarise
 
@@ -46,7 +46,6 @@ def conclude(trial: Trial | None, parity: Parity | None, artifact: ArtifactRow) 
         p90_ns=summary.p90_ns if summary else None,
         load_ns=_median([run.load_ns for run in complete]),
         first_ns=_median([run.first_ns for run in complete]),
-        peak_bytes=_highest(complete),
         size_bytes=artifact.size_bytes,
         parity=parity,
         agent=trial.agent if trial else "unknown",
@@ -67,8 +66,3 @@ def _verdict(trial: Trial | None, parity: Parity | None) -> tuple[str, str]:
 def _median(values: list[int | None]) -> float | None:
     known = [value for value in values if value is not None]
     return float(statistics.median(known)) if known else None
-
-
-def _highest(runs: list[Run]) -> int | None:
-    known = [run.peak_bytes for run in runs if run.peak_bytes is not None]
-    return max(known) if known else None

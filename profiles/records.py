@@ -21,6 +21,24 @@ Role = Literal["variant", "block", "candidate"]
 ArtifactFormat = Literal["executorch", "onnx", "tflite"]
 FORMATS: tuple[ArtifactFormat, ...] = get_args(ArtifactFormat)
 
+#: What a trial is after.  ``latency``: back-to-back calls, the bench figure.  ``sustained``: the
+#: same for so long that the device's heat shows.  ``app``: one call now and then, with other work
+#: between.  ``memory``: what loading and calling takes.  ``energy``: what the power sensor says
+#: meanwhile.  ``operators``: the runtime's own account of where its time goes.
+TrialKind = Literal["latency", "sustained", "app", "memory", "energy", "operators"]
+
+#: What data is refused for, or remarked upon; :mod:`profiles.quality` finds it.
+ReasonCode = Literal[
+    "throttled",  # heat held the clocks back
+    "frequency",  # the clocks moved while it was timed
+    "foreign-load",  # others used the processors
+    "not-stationary",  # the latency itself moved: a jump within runs, or a drift over them
+    "too-few-runs",
+    "meter-coverage",  # the power sensor said too little, or too rarely
+    "charging",  # the battery's current is not the device's
+    "idle-moved",  # the device without calls took another power after than before
+]
+
 #: The runtime that executes each format, by the name used in records and on the command line.
 RUNTIME_OF: Mapping[ArtifactFormat, str] = {
     "executorch": "executorch",
@@ -176,20 +194,36 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How often something is measured: runs (fresh processes) of iterations each.
+    """What is measured, and how often: runs (fresh processes) of iterations each.
 
     Args:
-        runs: fresh processes per artifact.
-        iterations: timed calls per run, after warm-up.
+        kind: see :data:`TrialKind`.
+        runs: fresh processes per artifact whose data count, at least; what they vary by decides
+            how many more there are (see :mod:`profiles.stopping`).
+        max_runs: so many at most; never fewer than ``runs``.
+        target: relative half-width of the 95 % interval at which it is enough.
+        iterations: timed calls per run, after warm-up; at least so many, where ``window_ns`` is
+            longer.
         warmup_iterations: at least so many calls before them,
         warmup_ns: and at least this long.
+        window_ns: timed calls go on at least this long; for ``energy`` the idle stretches before
+            and after are as long.
+        period_ns: from the beginning of one call to that of the next; 0 for back to back.
+        meter: for ``energy``, which sensor the inventory names and how it is calibrated, as one
+            word; another calibration is another measurement.
         seed: of the order in which artifacts take turns.
     """
 
+    kind: TrialKind = "latency"
     runs: int = 5
+    max_runs: int = 15
+    target: float = 0.02
     iterations: int = 200
     warmup_iterations: int = 20
     warmup_ns: int = 200_000_000
+    window_ns: int = 0
+    period_ns: int = 0
+    meter: str = ""
     seed: int = 0
 
 
@@ -199,14 +233,15 @@ class Run:
 
     Args:
         number: 0 for the first of its trial.
-        complete: whether the process ended by itself; what an interrupted run had delivered is
-            kept, and never averaged in.
+        complete: whether it is looked at: the process ended by itself, under the trial's present
+            setting.  What an interrupted run had delivered is kept, and never averaged in.
         warmup_ns, samples_ns: every call, in the order made.
         load_ns: from opening the file to a model ready to run; ``None`` if it never was.
         first_ns: the first call.
-        peak_bytes: the process' high-water mark (VmHWM), or ``None`` where several artifacts
-            shared the process or the device does not tell.
-        environment: what the device said of itself before and after (load, frequencies...).
+        environment: what the device said of itself before, once warm, and after, what was read
+            before the process began, and the limits it was to keep (see :mod:`profiles.quality`).
+        details: what only this kind of trial has: clocks by slice, memory, the power sensor's raw
+            readings and time marks, the runtime's profile.
     """
 
     number: int
@@ -215,8 +250,8 @@ class Run:
     samples_ns: Samples
     load_ns: int | None
     first_ns: int | None
-    peak_bytes: int | None
     environment: Mapping[str, Any]
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +259,9 @@ class Trial:
     """One artifact's part of a visit to a device: the raw material of a measurement.
 
     Args:
+        status: ``open``; ``accepted``, with why it stopped as its reason; ``refused``, with what is
+            wrong with its data (see :mod:`profiles.quality`); ``failed``, with what went wrong; or
+            ``unknown``, with why the device cannot tell.
         device_serial: of the hardware that was visited, or ``unknown``.
         device_build: the build of its operating system, or ``unknown``.
         agent: which program measured: ``python``, ``native``, ``scripted``..., or ``unknown``.
@@ -250,11 +288,97 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True)
+class Reason:
+    """Why data is refused, or what to keep in mind about it; and what to do.
+
+    Args:
+        code: for machines.
+        text: what was seen, with figures.
+        advice: what to do about it.
+    """
+
+    code: ReasonCode
+    text: str
+    advice: str
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One number that was measured.
+
+    Args:
+        value: in the unit its owner's name says.
+        ci95: 95 % interval, or ``None`` with too few runs for one.
+        n: samples.
+        runs: how many runs they come from.
+    """
+
+    value: float
+    ci95: tuple[float, float] | None
+    n: int
+    runs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a model takes, of a run of its own; the medians of the runs.
+
+    Args:
+        base_bytes: resident with the runtime loaded, before the model.
+        loaded_bytes: resident once the model is loaded.
+        peak_bytes: the process' high-water mark (VmHWM) after calls.
+        file_bytes: of what is resident after calls, mapped from files (RssFile).
+        runs: how many.
+    """
+
+    base_bytes: int
+    loaded_bytes: int
+    peak_bytes: int
+    file_bytes: int
+    runs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Energy:
+    """What one call takes.
+
+    Args:
+        net_uj: per call in µJ, the idle power subtracted.
+        gross_uj: per call in µJ, as the sensor saw it.
+        idle_uw: power without calls in µW, before and after.
+        meter: name and kind of the sensor.
+        covers: what its power is of.
+        coverage: share of the windows that its readings cover.
+        method: how the readings became an energy.
+    """
+
+    net_uj: Figure
+    gross_uj: Figure
+    idle_uw: Figure
+    meter: str
+    covers: str
+    coverage: float
+    method: str
+
+
+@dataclass(frozen=True, slots=True)
 class Measurement:
-    """Statistics over a trial's runs, with an interval and a verdict.
+    """What is known of one artifact on one device under one condition, with a verdict.
 
     ``median_ns`` and everything beside it are ``None`` where nothing was accepted or measured:
     unknown is unknown, never 0.
+
+    Args:
+        status: of the latency: ``accepted``, ``refused``, ``failed`` or ``open``.
+        reason: why it is not accepted, in one line; empty where it is.
+        stopped: why there were no more runs.
+        reasons: what the data is refused for.
+        remarks: what to keep in mind about accepted data.
+        median_ns, ci95_ns: see :class:`profiles.statistics.Summary`, as for the other statistics.
+        sustained_ns: the median latency once warm.
+        app_ns: the median latency of a plain application loop.
+        app_ratio: the same over ``median_ns``, with the interval of the ratio.
+        unknown: for ``energy``, ``memory``, ``app``, ``sustained``: why there is no figure.
     """
 
     artifact_sha256: str
@@ -278,10 +402,22 @@ class Measurement:
     p90_ns: float | None
     load_ns: float | None
     first_ns: float | None
-    peak_bytes: int | None
     size_bytes: int
     parity: Parity | None
     agent: str = "unknown"
     delegates: tuple[str, ...] = ()
     device_serial: str = "unknown"
     device_build: str = "unknown"
+    mean_ns: float | None = None
+    p99_ns: float | None = None
+    min_ns: float | None = None
+    mad_ns: float | None = None
+    stopped: str = ""
+    reasons: tuple[Reason, ...] = ()
+    remarks: tuple[Reason, ...] = ()
+    sustained_ns: Figure | None = None
+    app_ns: Figure | None = None
+    app_ratio: Figure | None = None
+    energy: Energy | None = None
+    memory: Memory | None = None
+    unknown: Mapping[str, str] = field(default_factory=dict)

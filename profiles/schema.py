@@ -83,6 +83,6 @@ class RunRow(Base):
     samples_ns: Mapped[bytes] = mapped_column(LargeBinary)
     load_ns: Mapped[int | None]
     first_ns: Mapped[int | None]
-    peak_bytes: Mapped[int | None]
     environment: Mapped[dict[str, Any]]
     finished_utc: Mapped[str]
+    details: Mapped[dict[str, Any]] = mapped_column(server_default="{}")

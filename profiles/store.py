@@ -36,7 +36,7 @@ def trial_key(
 
     ``place`` is where and by what it is measured, see ``devices.inventory.Device.place``.
     """
-    return digest(["trial-1", artifact_sha256, place, runtime, condition.requested(), plan])
+    return digest(["trial-2", artifact_sha256, place, runtime, condition.requested(), plan])
 
 
 class Store:
@@ -123,12 +123,14 @@ class Store:
 
         What the device says of itself (runtime version, condition) is brought up to date.  Runs
         of another unit, OS build, agent or version of the runtime, or with another governor or
-        power source, are kept but no longer count as complete: a measurement never mixes two.
+        power source, and those of data that was refused, are kept but no longer count as complete:
+        a measurement never mixes two.
 
         Raises:
             StaleFence: if it has been opened under a newer lease than ``trial.fence``; nothing
                 is changed.
         """
+        refused = False
         with self._transaction() as session:
             row = session.get(TrialRow, trial.key)
             if row is None:
@@ -136,9 +138,10 @@ class Store:
                 session.add(row)
             else:
                 _refuse_older(row, trial.fence)
-                if row.status == "failed":
+                refused = row.status == "refused"
+                if row.status != "accepted":
                     row.status, row.reason = "open", ""
-            if _another_setting(row, trial):
+            if refused or _another_setting(row, trial):
                 for run in row.runs:
                     run.complete = False
             row.artifact_sha256 = trial.artifact_sha256
@@ -188,14 +191,14 @@ class Store:
                     samples_ns=_blob(run.samples_ns),
                     load_ns=run.load_ns,
                     first_ns=run.first_ns,
-                    peak_bytes=run.peak_bytes,
                     environment=dict(run.environment),
+                    details=dict(run.details),
                     finished_utc=_now(),
                 )
             )
 
     def close_trial(self, key: str, status: str, reason: str = "", fence: int = 0) -> None:
-        """End a trial with a status: ``accepted``, ``refused`` or ``failed`` and why.
+        """End a trial with a status, one of :class:`profiles.records.Trial`'s, and why.
 
         Raises:
             StoreError: if there is no such trial.
@@ -337,8 +340,8 @@ def _trial(row: TrialRow) -> Trial:
                 samples_ns=_samples(run.samples_ns),
                 load_ns=run.load_ns,
                 first_ns=run.first_ns,
-                peak_bytes=run.peak_bytes,
                 environment=run.environment,
+                details=run.details,
             )
             for run in row.runs
         ),

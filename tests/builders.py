@@ -157,7 +157,6 @@ def run(number: int = 0, samples: Sequence[int] = (100, 110, 120), **changes: An
         samples_ns=np.array(samples, dtype=np.int64),
         load_ns=1000,
         first_ns=900,
-        peak_bytes=1 << 20,
         environment={"before": {"load_1min": 0.5}},
     )
     return replace(made, **changes)

@@ -34,7 +34,6 @@ def measurement(**changes: Any) -> Measurement:
         p90_ns=None if median_ns is None else 1.1 * median_ns,
         load_ns=2e6,
         first_ns=3e6,
-        peak_bytes=1 << 20,
         size_bytes=1000,
         parity=builders.parity(),
     )

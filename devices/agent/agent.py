@@ -34,9 +34,9 @@ from devices.agent.engines import (
     prove,
     runtime_version,
 )
-from devices.agent.environment import environment, peak_bytes
+from devices.agent.environment import environment
 
-PLAN_FORMAT = 2
+PLAN_FORMAT = 3
 #: How long after its deadline an agent is ended that could not end itself, in s.
 DEADLINE_GRACE_S = 5
 #: Of inputs in memory, in bytes: a cache line.
@@ -59,14 +59,14 @@ def measure(plan: dict[str, Any], emit: Emit) -> None:
         version = runtime_version(runtime)
     except Exception as error:
         raise MissingRuntime(f"{error}; {hint(runtime)}") from error
-    emit({"event": "hello", "agent": "python", "runtime": runtime, "version": version})
+    emit(
+        {"event": "hello", "agent": "python", "runtime": runtime, "version": version, "build": None}
+    )
     emit({"event": "environment", "when": "before", **environment()})
     engines = {job["id"]: _load(plan, job, emit) for job in plan["jobs"]}
     _take_turns(engines, plan, emit)
     emit({"event": "environment", "when": "after", **environment()})
-    # The peak is a model's own only where nothing else was loaded beside it.
-    own = len(engines) == 1 and not any(engine.examined for engine in engines.values())
-    emit({"event": "done", "peak_bytes": peak_bytes() if own else None})
+    emit({"event": "done"})
 
 
 def _check(plan: dict[str, Any]) -> None:
@@ -157,7 +157,9 @@ def _take_turns(engines: dict[str, Engine], plan: dict[str, Any], emit: Emit) ->
         for job in turns:
             if settle:
                 emit({"event": "warmup", "job": job, "ns": timed_slice(engines[job], settle)})
-            emit({"event": "samples", "job": job, "ns": timed_slice(engines[job], size)})
+            start_ns = time.monotonic_ns()
+            taken = timed_slice(engines[job], size)
+            emit({"event": "samples", "job": job, "ns": taken, "start_ns": start_ns, "khz": None})
 
 
 def _slices(total: int, size: int) -> Iterator[int]:

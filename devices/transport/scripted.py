@@ -71,6 +71,7 @@ def play_agent(home: Path, arguments: Sequence[str]) -> bytes:
             "agent": "python",
             "runtime": plan["runtime"],
             "version": "scripted",
+            "build": None,
         }
     ]
     for job in plan["jobs"]:
@@ -88,9 +89,9 @@ def play_agent(home: Path, arguments: Sequence[str]) -> bytes:
                 "threads": plan["threads"],
             },
             {"event": "warmup", "job": job["id"], "ns": ns[:1]},
-            {"event": "samples", "job": job["id"], "ns": ns},
+            {"event": "samples", "job": job["id"], "ns": ns, "start_ns": 0, "khz": None},
         ]
-    events.append({"event": "done", "peak_bytes": 1_000_000 if len(plan["jobs"]) == 1 else None})
+    events.append({"event": "done"})
     return _lines(events)
 
 

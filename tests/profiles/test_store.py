@@ -114,7 +114,6 @@ def test_everything_else_of_a_trial_comes_back(path):
                 complete=False,
                 load_ns=2**40,
                 first_ns=None,
-                peak_bytes=None,
                 environment=environment,
             ),
         )

@@ -31,7 +31,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define PLAN_FORMAT 2
+#define PLAN_FORMAT 3
 #define MAX_INPUTS 64
 #define MAX_RANK 8
 #define MAX_MESSAGE 2000
@@ -1051,17 +1051,6 @@ static void emit_environment(const char *when) {
     emit(&line);
 }
 
-/* This process' high-water mark of memory in bytes; 0 where the system does not tell. */
-static long long peak_bytes(void) {
-    char line[256];
-    long long kilobytes = 0;
-    FILE *stream = fopen("/proc/self/status", "r");
-    while (stream && fgets(line, sizeof line, stream))
-        if (sscanf(line, "VmHWM: %lld", &kilobytes) == 1) break;
-    if (stream) fclose(stream);
-    return kilobytes * 1024;
-}
-
 /* Run on these cores and no others; a mask the kernel grants in part only is refused. */
 static void pin(const char *mask) {
     cpu_set_t wanted, granted;
@@ -1115,12 +1104,13 @@ static int64_t timed_slice(const struct runtime *runtime, void *model, struct se
     return sum;
 }
 
-static void emit_series(const char *event, const struct job *job, struct series *series) {
+static void emit_series(const char *event, const struct job *job, struct series *series,
+                        int64_t start_ns) {
     struct text line = {0};
     append(&line, "{\"event\":\"%s\",\"job\":%s,\"ns\":[", event, job->quoted_id);
     for (size_t i = 0; i < series->count; i++)
         append(&line, i ? ",%" PRId64 : "%" PRId64, series->ns[i]);
-    append(&line, "]}");
+    append(&line, "],\"start_ns\":%" PRId64 ",\"khz\":null}", start_ns);
     emit(&line);
     series->count = 0;
 }
@@ -1146,7 +1136,7 @@ static void warm_up(const struct runtime *runtime, const struct plan *plan,
     int64_t spent = 0;
     while (series->count < enough || spent < plan->warmup_ns)
         spent += timed_slice(runtime, job->model, series, enough ? enough : 1);
-    emit_series("warmup", job, series);
+    emit_series("warmup", job, series, 0);
 }
 
 /* Source: splitmix64 (Vigna), a generator of 64 bits of state that any seed starts well. */
@@ -1181,10 +1171,11 @@ static void take_turns(const struct runtime *runtime, const struct plan *plan) {
             const struct job *job = &plan->jobs[order[turn]];
             if (settle) {
                 timed_slice(runtime, job->model, &series, settle);
-                emit_series("warmup", job, &series);
+                emit_series("warmup", job, &series, 0);
             }
+            int64_t start_ns = now_ns();
             timed_slice(runtime, job->model, &series, (size_t)size);
-            emit_series("samples", job, &series);
+            emit_series("samples", job, &series, start_ns);
         }
     }
 }
@@ -1194,17 +1185,15 @@ static void measure(struct plan *plan) {
     const struct runtime *runtime = runtime_named(plan->runtime);
     struct text version = {0}, line = {0};
     open_runtime(runtime, plan->library, &version);
-    append(&line, "{\"event\":\"hello\",\"agent\":\"native\",\"runtime\":\"%s\",\"version\":%s}",
-           runtime->name, quoted(version.bytes));
+    append(&line, "{\"event\":\"hello\",\"agent\":\"native\",\"runtime\":\"%s\",\"version\":%s,"
+           "\"build\":null}", runtime->name, quoted(version.bytes));
     emit(&line);
     emit_environment("before");
     find_delegates(runtime, plan);
     for (size_t i = 0; i < plan->job_count; i++) load_job(runtime, plan, &plan->jobs[i]);
     take_turns(runtime, plan);
     emit_environment("after");
-    long long peak = plan->job_count == 1 ? peak_bytes() : 0;
-    if (peak) append(&line, "{\"event\":\"done\",\"peak_bytes\":%lld}", peak);
-    else append(&line, "{\"event\":\"done\",\"peak_bytes\":null}");
+    append(&line, "{\"event\":\"done\"}");
     emit(&line);
 }
 
