@@ -1,12 +1,16 @@
 """Units: one internal unit per quantity, written in every name, and how people read them.
 
-Latency is ``_ns``, size ``_bytes``, temperature ``_mdegc``; all integers.  Only the file that
-touches a device converts from another unit, and only the functions here convert to text.
+Latency is ``_ns``, size ``_bytes``, energy ``_uj``, power ``_uw``, clocks ``_khz``, temperature
+``_mdegc``; integers where they are read.  Only the file that touches a device converts from another
+unit, and only the functions here convert to text.
 """
 
 from __future__ import annotations
 
 NS_PER_MS = 1_000_000
+UJ_PER_MJ = 1_000
+UW_PER_MW = 1_000
+KHZ_PER_MHZ = 1_000
 
 UNKNOWN = "unknown"
 
@@ -24,7 +28,56 @@ def format_interval_ms(interval_ns: tuple[float, float] | None) -> str:
     return f"{format_ms(low)}-{format_ms(high)}"
 
 
-def format_bytes(size_bytes: int | None) -> str:
+def format_mj(energy_uj: float | None, digits: int = 3) -> str:
+    """Millijoules with ``digits`` significant digits, or ``unknown``."""
+    return UNKNOWN if energy_uj is None else format_significant(energy_uj / UJ_PER_MJ, digits)
+
+
+def format_interval_mj(interval_uj: tuple[float, float] | None) -> str:
+    """An interval in millijoules, or ``unknown``; its ends may lie on both sides of 0."""
+    if interval_uj is None:
+        return UNKNOWN
+    low, high = interval_uj
+    return f"{format_mj(low)} to {format_mj(high)}"
+
+
+def format_mw(power_uw: float | None, digits: int = 3) -> str:
+    """Milliwatts with ``digits`` significant digits, or ``unknown``."""
+    return UNKNOWN if power_uw is None else format_significant(power_uw / UW_PER_MW, digits)
+
+
+def format_interval_mw(interval_uw: tuple[float, float] | None) -> str:
+    """An interval in milliwatts, or ``unknown``."""
+    if interval_uw is None:
+        return UNKNOWN
+    low, high = interval_uw
+    return f"{format_mw(low)} to {format_mw(high)}"
+
+
+def format_celsius(temp_mdegc: float | None) -> str:
+    """Degrees Celsius to a tenth, or ``unknown``."""
+    return UNKNOWN if temp_mdegc is None else f"{temp_mdegc / 1_000:.1f}"
+
+
+def format_mhz(frequency_khz: float | None) -> str:
+    """Megahertz, or ``unknown``."""
+    return UNKNOWN if frequency_khz is None else f"{frequency_khz / KHZ_PER_MHZ:.0f}"
+
+
+def format_ratio(ratio: float | None) -> str:
+    """A ratio of two latencies, such as ``0.79x``, or ``unknown``."""
+    return UNKNOWN if ratio is None else f"{ratio:.2f}x"
+
+
+def format_half_width(value: float | None, interval: tuple[float, float] | None) -> str:
+    """Half an interval's width as a share of the value, such as ``±1.2 %``, or ``unknown``."""
+    if not value or interval is None:
+        return UNKNOWN
+    percent = 100 * (interval[1] - interval[0]) / (2 * abs(value))
+    return f"±{format_significant(percent, 2)} %"
+
+
+def format_bytes(size_bytes: float | None) -> str:
     """Bytes as kB or MB (powers of ten, as storage is sold), or ``unknown``."""
     if size_bytes is None:
         return UNKNOWN

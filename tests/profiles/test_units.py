@@ -9,8 +9,16 @@ from hypothesis import strategies as st
 from profiles.units import (
     UNKNOWN,
     format_bytes,
+    format_celsius,
+    format_half_width,
+    format_interval_mj,
     format_interval_ms,
+    format_interval_mw,
+    format_mhz,
+    format_mj,
     format_ms,
+    format_mw,
+    format_ratio,
     format_significant,
 )
 
@@ -62,3 +70,36 @@ def test_significant_digits(magnitude, sign, digits):
     assert abs(float(text) - sign * magnitude) <= 0.5001 * 10.0 ** (1 - digits) * magnitude
     shown = text.lstrip("-").replace(".", "").lstrip("0")
     assert len(shown) == digits or ("." not in text and len(shown) > digits)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (format_mj(1_234), "1.23"),
+        (format_mj(12), "0.0120"),
+        (format_mj(-500), "-0.500"),
+        (format_interval_mj((-1_000, 2_000)), "-1.00 to 2.00"),
+        (format_mw(2_345_678), "2346"),
+        (format_interval_mw((1_000, 1_500)), "1.00 to 1.50"),
+        (format_celsius(45_678), "45.7"),
+        (format_celsius(-5_000), "-5.0"),
+        (format_mhz(1_800_000), "1800"),
+        (format_ratio(0.789), "0.79x"),
+        (format_half_width(100.0, (98.8, 101.2)), "±1.2 %"),
+        (format_half_width(1_000.0, (500.0, 1_700.0)), "±60 %"),
+        (format_half_width(-100.0, (-110.0, -90.0)), "±10 %"),
+    ],
+)
+def test_energy_power_clocks_and_heat(text, expected):
+    assert text == expected
+
+
+def test_what_is_unknown_has_no_unit_and_no_number():
+    for unknown in (
+        *(form(None) for form in (format_mj, format_mw, format_celsius, format_mhz, format_ratio)),
+        *(form(None) for form in (format_interval_mj, format_interval_mw)),
+        format_half_width(None, (1.0, 2.0)),
+        format_half_width(1.0, None),
+        format_half_width(0.0, (-1.0, 1.0)),
+    ):
+        assert unknown == UNKNOWN
