@@ -11,9 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from profiles.records import Samples
+
+#: So many runs have a variance that says something.
+FEWEST_RUNS = 3
+#: A 99th percentile of fewer samples rests on fewer than ten beyond it.
+#: Source: measurement.md, rule 7.
+FEWEST_FOR_P99 = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,16 +29,24 @@ class Summary:
     Args:
         n: timed iterations in all.
         runs: how many runs they come from.
-        median_ns: mean over the runs of each run's median.
+        median_ns: geometric mean over the runs of each run's median.
         ci95_ns: 95 % interval of ``median_ns``; ``None`` with fewer than three runs.
-        p90_ns: mean over the runs of each run's 90th percentile.
+        mean_ns: mean over the runs of each run's mean.
+        p90_ns: geometric mean over the runs of each run's 90th percentile.
+        p99_ns: 99th percentile of all samples; ``None`` with fewer than 1000.
+        min_ns: the fastest call.
+        mad_ns: median distance of a call from its own run's median.
     """
 
     n: int
     runs: int
     median_ns: float
     ci95_ns: tuple[float, float] | None
+    mean_ns: float
     p90_ns: float
+    p99_ns: float | None
+    min_ns: float
+    mad_ns: float
 
     @property
     def relative_half_width(self) -> float | None:
@@ -42,7 +56,7 @@ class Summary:
         return (self.ci95_ns[1] - self.ci95_ns[0]) / (2 * self.median_ns)
 
 
-def summarise(runs: Sequence[Samples]) -> Summary:
+def summarise(runs: Sequence[Samples], pilot: int | None = None) -> Summary:
     """Summarise the timed iterations of one artifact.
 
     The interval is Student's t over the logarithms of the run medians: latencies are positive
@@ -50,7 +64,10 @@ def summarise(runs: Sequence[Samples]) -> Summary:
     by more than iterations do, where a bootstrap inside a run does not.
 
     Args:
-        runs: one array of latencies in ns per run, each of at least one sample.
+        runs: one array of latencies in ns per run, each of at least one sample, in the order made.
+        pilot: how many of them decided how many there are (see :mod:`profiles.stopping`).  The
+            interval then rests on the variance of these alone; ``None``: their number was fixed
+            beforehand, and all count.
 
     Raises:
         ValueError: without runs, for an empty run, or for latencies that are not positive.
@@ -63,24 +80,60 @@ def summarise(runs: Sequence[Samples]) -> Summary:
     if any(run.min() <= 0 for run in runs):
         raise ValueError("a latency of zero or less was never measured")
     medians = np.array([np.median(run) for run in runs])
+    samples = np.concatenate(runs)
+    distances = np.concatenate(
+        [np.abs(run - median) for run, median in zip(runs, medians, strict=True)]
+    )
     return Summary(
-        n=sum(len(run) for run in runs),
+        n=len(samples),
         runs=len(runs),
-        median_ns=float(medians.mean()),
-        ci95_ns=_log_t_interval(medians) if len(medians) >= 3 else None,
-        p90_ns=float(np.mean([np.percentile(run, 90) for run in runs])),
+        median_ns=geometric_mean(medians),
+        ci95_ns=two_stage_interval(medians, pilot),
+        mean_ns=float(np.mean([run.mean() for run in runs])),
+        p90_ns=geometric_mean([np.percentile(run, 90) for run in runs]),
+        p99_ns=float(np.percentile(samples, 99)) if len(samples) >= FEWEST_FOR_P99 else None,
+        min_ns=float(samples.min()),
+        mad_ns=float(np.median(distances)),
     )
 
 
-def _log_t_interval(values: NDArray[np.float64], confidence: float = 0.95) -> tuple[float, float]:
-    """Student's t interval of the mean of ``log(values)``, on the values' own scale and around
-    their mean."""
+def geometric_mean(values: ArrayLike) -> float:
+    """The value of which all of these are as much above as below, by factors."""
+    return float(np.exp(np.mean(np.log(values))))
+
+
+def two_stage_interval(values: ArrayLike, pilot: int | None = None) -> tuple[float, float] | None:
+    """95 % interval of the geometric mean of positive values, of which a pilot decided the number.
+
+    The number of values depends on the pilot's variance alone, which says nothing of where their
+    mean is: the mean less the truth, over the pilot's standard error, follows Student's t with the
+    pilot's degrees of freedom whatever the number.  An interval from the variance of *all* values
+    would be too narrow, because one stops when that happens to be small.
+
+    Args:
+        values: one statistic of each run, positive, in the order made.
+        pilot: how many of the first decided the number; ``None`` for all.
+
+    Returns:
+        Low and high, or ``None`` with a pilot of fewer than three.
+
+    Source: Stein, "A two-sample test for a linear hypothesis whose power is independent of the
+    variance", Annals of Mathematical Statistics 16 (1945), theorem 1.
+    """
+    logs = np.log(np.asarray(values, dtype=np.float64))
+    first = logs[:pilot]
+    if len(first) < FEWEST_RUNS:
+        return None
+    half = t_quantile(len(first) - 1) * float(first.std(ddof=1)) / float(np.sqrt(len(logs)))
+    centre = float(logs.mean())
+    return float(np.exp(centre - half)), float(np.exp(centre + half))
+
+
+def t_quantile(degrees: float) -> float:
+    """How many standard errors a two-sided 95 % interval reaches."""
     from scipy.stats import t
 
-    logs = np.log(values)
-    half = float(t.ppf((1 + confidence) / 2, len(logs) - 1) * logs.std(ddof=1) / np.sqrt(len(logs)))
-    centre = float(values.mean())
-    return centre * float(np.exp(-half)), centre * float(np.exp(half))
+    return float(t.ppf(0.975, degrees))
 
 
 def paired_drop_interval(reference: ArrayLike, candidate: ArrayLike) -> tuple[float, float]:

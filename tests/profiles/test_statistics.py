@@ -28,8 +28,18 @@ def runs_of(*medians: float) -> list[np.ndarray]:
 def test_a_worked_example():
     summary = summarise([np.array([1, 2, 3]), np.array([2, 4, 100, 5]), np.array([6])])
     assert (summary.n, summary.runs) == (8, 3)
-    assert summary.median_ns == pytest.approx((2 + 4.5 + 6) / 3)
-    assert summary.p90_ns == pytest.approx((2.8 + 71.5 + 6) / 3)
+    assert summary.median_ns == pytest.approx((2 * 4.5 * 6) ** (1 / 3))
+    assert summary.mean_ns == pytest.approx((2 + 27.75 + 6) / 3)
+    assert summary.p90_ns == pytest.approx((2.8 * 71.5 * 6) ** (1 / 3))
+    assert (summary.p99_ns, summary.min_ns) == (None, 1)
+    # Distances from the runs' own medians: 1 0 1, 2.5 0.5 95.5 0.5, 0.
+    assert summary.mad_ns == pytest.approx(0.75)
+
+
+def test_a_99th_percentile_needs_a_thousand_samples():
+    samples = np.arange(1, 1000)
+    assert summarise([samples]).p99_ns is None
+    assert summarise([samples, np.array([1000])]).p99_ns == pytest.approx(990.01)
 
 
 @given(RUNS)
@@ -93,7 +103,7 @@ def test_equal_runs_have_an_interval_of_no_width():
 def test_the_interval_by_hand():
     logs = np.log([1000, 1100, 1300])
     half = t.ppf(0.975, 2) * logs.std(ddof=1) / math.sqrt(3)
-    centre = 3400 / 3
+    centre = (1000 * 1100 * 1300) ** (1 / 3)
     assert summarise(runs_of(1000, 1100, 1300)).ci95_ns == pytest.approx(
         (centre * math.exp(-half), centre * math.exp(half))
     )
@@ -159,7 +169,17 @@ def test_few_runs_are_covered_too(runs):
 
 
 def test_the_relative_half_width_is_half_the_interval():
-    summary = Summary(n=3, runs=3, median_ns=100.0, ci95_ns=(90.0, 114.0), p90_ns=120.0)
+    summary = Summary(
+        n=3,
+        runs=3,
+        median_ns=100.0,
+        ci95_ns=(90.0, 114.0),
+        mean_ns=101.0,
+        p90_ns=120.0,
+        p99_ns=None,
+        min_ns=80.0,
+        mad_ns=2.0,
+    )
     assert summary.relative_half_width == pytest.approx(0.12)
 
 

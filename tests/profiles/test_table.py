@@ -48,7 +48,17 @@ def summary(median_ns: float, half_width_ns: float | None = 10.0) -> Summary:
     interval = (
         None if half_width_ns is None else (median_ns - half_width_ns, median_ns + half_width_ns)
     )
-    return Summary(n=30, runs=3, median_ns=median_ns, ci95_ns=interval, p90_ns=1.1 * median_ns)
+    return Summary(
+        n=30,
+        runs=3,
+        median_ns=median_ns,
+        ci95_ns=interval,
+        mean_ns=median_ns,
+        p90_ns=1.1 * median_ns,
+        p99_ns=None,
+        min_ns=0.9 * median_ns,
+        mad_ns=0.01 * median_ns,
+    )
 
 
 def table(**without: object) -> LatencyTable:
