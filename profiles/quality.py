@@ -1,0 +1,239 @@
+"""Whether data may be believed: every reason to refuse it, and what to do about each.
+
+Pure functions of what is stored.  A run that is refused is left out and made again; a trial is
+refused when too few runs are left, or when what they say moves.  What is refused is kept and marked,
+never averaged in.  What a device does not tell is never a reason.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from profiles.records import Plan, Reason, ReasonCode, Run, Trial, TrialKind
+from profiles.series import drifted, moved
+
+#: A clock that moves by more than this share of itself moves a latency by as much, which is the
+#: half-width that an interval is to have where a recipe does not say otherwise.
+CLOCK_SHARE = 0.02
+#: Threads that wait for a processor, or one that a hypervisor takes away, for more than this share
+#: of the time are disturbed by more than a system's own housekeeping.
+WAITED_SHARE = 0.05
+#: Where a device has no gate for foreign load, others may use so much of its cores.
+FOREIGN_SHARE = 0.25
+#: The processors' counters count in steps of this, in ms, for each core.
+#: Source: proc(5), /proc/stat: units of USER_HZ, 1/100 of a second.
+TICK_MS = 10
+
+#: What a kind of trial is there to show is no reason against it.
+_SHOWN: Mapping[TrialKind, frozenset[ReasonCode]] = {
+    "sustained": frozenset({"throttled", "frequency", "not-stationary"}),
+    "app": frozenset({"frequency", "not-stationary"}),
+}
+#: Nothing of these is timed.
+_UNTIMED: frozenset[TrialKind] = frozenset({"memory", "operators"})
+#: These are looked at for their latency, which may move.
+_SERIES: frozenset[TrialKind] = frozenset({"latency", "sustained", "app"})
+
+_LET_COOL = "let it cool between runs, lower its temperature gate, or give it a fan"
+_PIN = "measure pinned, or accept it with measure.tolerate: [frequency]"
+_ALONE = "end what else runs on the device, or give it a longer gates.settle_s to calm down"
+_STEADY = "warm up for longer (measure.warmup_seconds), measure pinned, or see what else runs there"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a trial's data are worth.
+
+    Args:
+        status: ``accepted`` or ``refused``.
+        reasons: why it is refused; none where it is accepted.
+        remarks: what to keep in mind about it.
+        runs: those that count, in the order made; also of a refused trial.
+    """
+
+    status: str
+    reasons: tuple[Reason, ...]
+    remarks: tuple[Reason, ...]
+    runs: tuple[Run, ...]
+
+    def why(self) -> str:
+        """The reasons in one line, with what to do."""
+        return "; ".join(f"{each.text} ({each.advice})" for each in self.reasons)
+
+
+def judge_run(run: Run, plan: Plan) -> tuple[Reason, ...]:
+    """Everything that speaks against one run, tolerated or not."""
+    if plan.kind in _UNTIMED:
+        return ()
+    found = [_throttled(run), _clock_moved(run), _foreign_load(run)]
+    return tuple(reason for reason in found if reason)
+
+
+def counting_runs(trial: Trial) -> tuple[Run, ...]:
+    """The runs that count: complete, and not refused."""
+    return tuple(run for run, refused, _ in _sorted_out(trial) if not refused)
+
+
+def judge(trial: Trial) -> Verdict:
+    """Whether a trial's data are accepted, and what is to be said about them."""
+    sorted_out = _sorted_out(trial)
+    runs = tuple(run for run, refused, _ in sorted_out if not refused)
+    refused = [reason for _, reasons, _ in sorted_out for reason in reasons]
+    noted = [reason for _, _, remarks in sorted_out for reason in remarks]
+    total = len(sorted_out)
+    reasons: list[Reason] = []
+    remarks = [*_summed(refused, total, "refused"), *_summed(noted, total, "concerned")]
+    if len(runs) < trial.plan.runs:
+        text = f"{len(runs)} of {trial.plan.runs} runs could be had"
+        advice = "see the reasons of the others" if refused else "run again to make the rest"
+        reasons = [Reason("too-few-runs", text, advice), *_summed(refused, total, "refused")]
+    if shaky := _not_stationary(runs, trial.plan.kind):
+        may = shaky.code in _SHOWN.get(trial.plan.kind, ()) or shaky.code in _tolerated(runs[-1])
+        (remarks if may else reasons).append(shaky)
+    return Verdict("refused" if reasons else "accepted", tuple(reasons), tuple(remarks), runs)
+
+
+def _sorted_out(trial: Trial) -> list[tuple[Run, list[Reason], list[Reason]]]:
+    """Each complete run with what it is refused for, and what is only to be remarked upon."""
+    complete = [run for run in trial.runs if run.complete]
+    usual = _usual_clock(complete) if trial.plan.kind not in _UNTIMED else None
+    found = []
+    for run in complete:
+        accepted = _SHOWN.get(trial.plan.kind, frozenset()) | _tolerated(run)
+        reasons = [*judge_run(run, trial.plan), *_odd_clock(run, usual)]
+        refused = [reason for reason in reasons if reason.code not in accepted]
+        found.append((run, refused, [reason for reason in reasons if reason.code in accepted]))
+    return found
+
+
+def _summed(reasons: Sequence[Reason], total: int, what: str) -> list[Reason]:
+    """One reason for each code, the first one's figures standing for all."""
+    by_code: dict[ReasonCode, list[Reason]] = {}
+    for reason in reasons:
+        by_code.setdefault(reason.code, []).append(reason)
+    return [
+        Reason(code, f"{len(same)} of {total} runs {what}: {same[0].text}", same[0].advice)
+        for code, same in by_code.items()
+    ]
+
+
+def _throttled(run: Run) -> Reason | None:
+    before, limit = _part(run, "preflight"), _limits(run).get("throttle_mdegc")
+    hottest = max((_hottest(run, when) for when in ("warm", "after")), default=-math.inf)
+    if (before.get("thermal_status") or 0) > 0:
+        text = f"its thermal status was {before['thermal_status']}, not 0"
+    elif before.get("throttled"):
+        text = "the system held its processors back to cool them"
+    elif limit is not None and hottest >= limit:
+        text = (
+            f"it was {hottest / 1000:.1f} °C warm, and slows down from {limit / 1000:.1f} °C upward"
+        )
+    else:
+        return None
+    return Reason("throttled", text, _LET_COOL)
+
+
+def _hottest(run: Run, when: str) -> float:
+    return max(_part(run, when).get("temperatures_mdegc") or (), default=-math.inf)
+
+
+def _clocks(run: Run) -> list[int]:
+    return [khz for _, _, khz in run.details.get("slices", ()) if khz]
+
+
+def _clock_moved(run: Run) -> Reason | None:
+    clocks = _clocks(run)
+    if not clocks or max(clocks) <= min(clocks) * (1 + CLOCK_SHARE):
+        return None
+    text = f"the clock moved between {_ghz(min(clocks))} and {_ghz(max(clocks))} while it was timed"
+    return Reason("frequency", text, _PIN)
+
+
+def _usual_clock(runs: Iterable[Run]) -> float | None:
+    """The clock that most runs are near to; of equally many the one that came first."""
+    clocks = [float(np.median(clocks)) for run in runs if (clocks := _clocks(run))]
+    alike = {clock: sum(_near(clock, other) for other in clocks) for clock in clocks}
+    return max(alike, key=alike.__getitem__, default=None)
+
+
+def _odd_clock(run: Run, usual: float | None) -> Iterator[Reason]:
+    clocks = _clocks(run)
+    if usual is None or not clocks or _near(clock := float(np.median(clocks)), usual):
+        return
+    # A clock that moves is told by itself.
+    if not _clock_moved(run):
+        yield Reason("frequency", f"it ran at {_ghz(clock)}, others at {_ghz(usual)}", _PIN)
+
+
+def _near(one: float, other: float) -> bool:
+    return max(one, other) <= min(one, other) * (1 + CLOCK_SHARE)
+
+
+def _ghz(khz: float) -> str:
+    return f"{khz / 1e6:.2f} GHz"
+
+
+def _foreign_load(run: Run) -> Reason | None:
+    warm, after = _part(run, "warm"), _part(run, "after")
+    elapsed_ms = (_spent(warm, after, "at_ns") or 0) / 1e6
+    if elapsed_ms <= 0:
+        return None
+    cores = _part(run, "preflight").get("device", {}).get("cores")
+    limit = _limits(run).get("foreign_load_cores")
+    if limit is None and cores:
+        limit = FOREIGN_SHARE * cores
+    busy, own = _spent(warm, after, "busy_ms"), _spent(warm, after, "own_ms")
+    if None not in (busy, own, limit):
+        foreign = max(busy - own - TICK_MS * (cores or 1), 0) / elapsed_ms
+        if foreign > limit:
+            text = f"others kept {foreign:.2g} cores busy while it was timed, not at most {limit:g}"
+            return Reason("foreign-load", text, _ALONE)
+    waited = (_spent(warm, after, "waited_ms") or 0) / elapsed_ms
+    if waited > WAITED_SHARE:
+        text = f"its threads waited for a processor for {waited:.0%} of the time"
+        return Reason("foreign-load", text, _ALONE)
+    stolen = ((_spent(warm, after, "stolen_ms") or 0) - TICK_MS * (cores or 1)) / elapsed_ms
+    if stolen > WAITED_SHARE:
+        text = f"the hypervisor took its processors away for {stolen:.0%} of the time"
+        return Reason("foreign-load", text, "measure where no other virtual machines run")
+    return None
+
+
+def _not_stationary(runs: Sequence[Run], kind: TrialKind) -> Reason | None:
+    """A jump in most of the runs, or a drift over them.
+
+    One run that jumps is what several runs are made for.
+    """
+    if kind not in _SERIES or not runs:
+        return None
+    told = [text for run in runs if (text := moved(run.samples_ns))]
+    if 2 * len(told) > len(runs):
+        text = f"in {len(told)} of {len(runs)} runs {told[0]}"
+        return Reason("not-stationary", text, _STEADY)
+    if text := drifted([float(np.median(run.samples_ns)) for run in runs]):
+        return Reason("not-stationary", text, _STEADY)
+    return None
+
+
+def _part(run: Run, name: str) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = run.environment.get(name) or {}
+    return found
+
+
+def _limits(run: Run) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = _part(run, "preflight").get("limits") or {}
+    return found
+
+
+def _tolerated(run: Run) -> frozenset[ReasonCode]:
+    return frozenset(_limits(run).get("tolerate") or ())
+
+
+def _spent(warm: Mapping[str, Any], after: Mapping[str, Any], name: str) -> Any:
+    """How far a counter went on while it was timed; ``None`` where it is not told."""
+    return after[name] - warm[name] if name in warm and name in after else None
