@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devices.agent import native
-from devices.agent.native import MACHINES, SOURCE, native_agent, runtime_libraries
+from devices.agent.native import (
+    FOLDER,
+    MACHINES,
+    compiled,
+    native_agent,
+    runtime_libraries,
+    sources,
+)
 from devices.agent.tiny import tiny_model as tiny_bytes
 from profiles.errors import AgentError
 from tests.builders import TinyModel, agent_plan
@@ -26,6 +34,7 @@ from tests.conformance.test_agent import litert_job
 from tools.native import main
 
 HERE = platform.machine()
+ROOT = Path(__file__).parents[2]
 HOST_CC = shutil.which("cc")
 needs_cc = pytest.mark.skipif(HOST_CC is None, reason="no C compiler on this machine")
 SANITIZERS = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
@@ -44,7 +53,7 @@ def watched_agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if HOST_CC is None:
         pytest.skip("no C compiler on this machine")
     program = tmp_path_factory.mktemp("watched") / "agent"
-    words = [HOST_CC, "-std=c11", *SANITIZERS, "-o", str(program), str(SOURCE), "-ldl"]
+    words = [HOST_CC, "-std=c11", *SANITIZERS, "-o", str(program), *map(str, compiled()), "-ldl"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"this compiler has no sanitizers: {done.stderr.splitlines()[0]}")
@@ -77,18 +86,39 @@ def test_it_is_built_once(agent):
     assert [path.name for path in agent.parent.iterdir()] == [agent.name]
 
 
-def test_another_source_or_compiler_is_another_program(agent, tmp_path, monkeypatch):
+def test_another_compiler_is_another_program(agent, tmp_path):
     compiler = tmp_path / "my-cc"
     compiler.write_text(
         f'#!/bin/sh\n[ "$1" = --version ] && echo mine && exit\nexec {HOST_CC} "$@"\n'
     )
     compiler.chmod(0o755)
-    other = native_agent(HERE, compiler=compiler, folder=agent.parent)
-    assert other != agent
-    changed = tmp_path / "agent.c"
-    changed.write_text(SOURCE.read_text() + "\n")
-    monkeypatch.setattr(native, "SOURCE", changed)
-    assert native_agent(HERE, folder=agent.parent) not in (agent, other)
+    assert native_agent(HERE, compiler=compiler, folder=agent.parent) != agent
+
+
+@pytest.mark.parametrize("source", [path.name for path in sources()])
+def test_another_source_is_another_program(source, tmp_path, monkeypatch):
+    """A compiler that only leaves a file, so that no build is waited for."""
+    compiler = tmp_path / "cc"
+    compiler.write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && exit\n'
+        'while [ "$1" != -o ]; do shift; done; echo built > "$2"\n'
+    )
+    compiler.chmod(0o755)
+    before = native_agent(HERE, compiler=compiler, folder=tmp_path / "out")
+    shutil.copytree(FOLDER, tmp_path / "sources")
+    monkeypatch.setattr(native, "FOLDER", tmp_path / "sources")
+    assert native_agent(HERE, compiler=compiler, folder=tmp_path / "out") == before
+    changed = tmp_path / "sources" / source
+    changed.write_text(changed.read_text() + "\n")
+    assert native_agent(HERE, compiler=compiler, folder=tmp_path / "out") != before
+
+
+def test_every_source_is_packed():
+    """What a wheel leaves out cannot be compiled where it is installed."""
+    packed = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    patterns = packed["tool"]["setuptools"]["package-data"]["devices"]
+    found = {path for pattern in patterns for path in (ROOT / "devices").glob(pattern)}
+    assert set(sources()) <= found
 
 
 def test_a_compiler_that_fails_leaves_nothing(tmp_path):
@@ -181,7 +211,7 @@ def test_the_cross_compiled_agent_answers_under_emulation(tmp_path):
 
 def test_both_agents_prove_a_runtime_with_the_same_models():
     for runtime, name in (("onnxruntime", "TINY_ONNX"), ("litert", "TINY_TFLITE")):
-        array = re.search(rf"{name}\[\] = \{{(.*?)\}};", SOURCE.read_text(), re.S)
+        array = re.search(rf"{name}\[\] = \{{(.*?)\}};", (FOLDER / "probe.c").read_text(), re.S)
         assert array
         assert bytes(map(int, re.findall(r"\d+", array[1]))) == tiny_bytes(runtime)
 

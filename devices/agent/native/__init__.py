@@ -1,4 +1,4 @@
-"""The native agent: its C file, how it is built, and the runtimes' C libraries on this host."""
+"""The native agent: its C files, how it is built, and the runtimes' C libraries on this host."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from profiles.errors import AgentError
 
 System = Literal["linux", "android"]
 
-SOURCE = Path(__file__).with_name("agent.c")
+#: Where its C files and their headers are.
+FOLDER = Path(__file__).parent
 #: Machines as ``uname -m`` names them, and the GNU names of their compilers.
 MACHINES = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
 #: The oldest Android it is built for: 7.0.
 #: *Source*: the NDK's table of API levels.
 ANDROID_API = 24
-_FLAGS = ("-std=c11", "-O2", "-Wall", "-Wextra", "-Werror")
+# Hidden: no function of the agent is ever taken for one of a runtime's library.
+_FLAGS = ("-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-fvisibility=hidden")
 _BUILD_DEADLINE_S = 120
 _HINTS = {
     "linux": "on Debian: apt-get install gcc-{target}",
@@ -46,7 +48,7 @@ def native_agent(
         folder: where builds are kept; ``~/.cache/edgeloop/native`` unless told.
 
     Returns:
-        The program's path; the same source and compiler always give the same path.
+        The program's path; the same sources and compiler always give the same path.
 
     Raises:
         AgentError: there is no compiler for that machine, or it fails.
@@ -57,8 +59,9 @@ def native_agent(
         )
     found = compiler or _compiler(machine, system)
     flags = _flags(found, machine, system)
+    contents = [source.read_bytes() for source in sources()]
     key = hashlib.sha256(
-        b"\0".join([SOURCE.read_bytes(), _version(found), *(flag.encode() for flag in flags)])
+        b"\0".join([*contents, _version(found), *(flag.encode() for flag in flags)])
     ).hexdigest()[:16]
     folder = folder or Path.home() / ".cache" / "edgeloop" / "native"
     program = folder / f"agent-{system}-{machine}-{key}"
@@ -66,9 +69,19 @@ def native_agent(
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=folder, prefix=".build-") as aside:
             built = Path(aside) / "agent"
-            _run(found, [*flags, "-o", str(built), str(SOURCE), "-ldl"])
+            _run(found, [*flags, "-o", str(built), *map(str, compiled()), "-ldl"])
             built.replace(program)
     return program
+
+
+def sources() -> tuple[Path, ...]:
+    """Everything the agent is made of: C files and headers."""
+    return (*compiled(), *sorted(FOLDER.glob("*.h")))
+
+
+def compiled() -> tuple[Path, ...]:
+    """The C files, which a compiler is given."""
+    return tuple(sorted(FOLDER.glob("*.c")))
 
 
 def runtime_libraries() -> dict[str, Path]:
