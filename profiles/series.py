@@ -9,6 +9,7 @@ medians of blocks, which are nearly normal and nearly independent, *and* large e
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -28,7 +29,7 @@ _MOST_BLOCKS = 40
 #: What is said to have moved lasts for so many blocks, or one burst of slow calls would be a jump.
 _FEWEST_BLOCKS = 3
 #: Probability that a stationary series is said to have moved, or unordered runs to drift.
-_FALSE_ALARM = 0.01
+_FALSE_ALARM = 0.005
 
 
 def outliers(samples: ArrayLike) -> NDArray[np.bool_]:
@@ -61,45 +62,47 @@ def change_points(samples: ArrayLike) -> tuple[int, ...]:
     medians = np.array([np.median(block) for block in blocks])
     starts = np.cumsum([0, *(len(block) for block in blocks)])
     cuts: list[int] = []
-    parts = [(0, len(medians))]
+    parts = [(0, len(blocks))]
     while parts:
         start, end = parts.pop()
-        found = [start + cut for cut in _stretch(medians[start:end])]
-        if found:
+        low, high = (start + edge for edge in _stretch(medians[start:end]))
+        found = [cut for cut in (low, high) if start < cut < end]
+        inside = np.concatenate([np.zeros(0), *blocks[low:high]])
+        rest = np.concatenate([np.zeros(0), *blocks[start:low], *blocks[high:end]])
+        if found and _matters(inside, rest):
             cuts += found
-            edges = [start, *found, end]
-            parts += list(zip(edges, edges[1:], strict=False))
+            parts += itertools.pairwise([start, *found, end])
     return tuple(int(starts[cut]) for cut in sorted(cuts))
 
 
-def _stretch(levels: NDArray[np.float64]) -> list[int]:
-    """One or two cuts around the stretch that differs from the rest, or none."""
+def _matters(logs: NDArray[np.float64], others: NDArray[np.float64]) -> bool:
+    return abs(float(np.median(logs) - np.median(others))) >= math.log1p(LEAST_CHANGE)
+
+
+def _stretch(levels: NDArray[np.float64]) -> tuple[int, int]:
+    """From where to where the levels differ from the rest; all of them where they do not."""
     from scipy.stats import t
 
     count = len(levels)
     first, last = np.triu_indices(count + 1, k=_FEWEST_BLOCKS)
-    inside = last - first
-    # What is left on either side is empty or long enough to be a level, too.
-    whole = [(gap == 0) | (gap >= _FEWEST_BLOCKS) for gap in (first, count - last)]
-    kept = whole[0] & whole[1] & (inside < count)
-    first, last, inside = first[kept], last[kept], inside[kept]
+    # What is left on either side is nothing, or long enough to be a level, too.
+    short = [(gap > 0) & (gap < _FEWEST_BLOCKS) for gap in (first, count - last)]
+    kept = ~short[0] & ~short[1] & (last - first < count)
+    first, last = first[kept], last[kept]
     if not len(first):
-        return []
-    sums = np.concatenate([[0.0], np.cumsum(levels - levels.mean())])
+        return 0, count
+    inside = last - first
+    centred = levels - levels.mean()
+    sums = np.concatenate([[0.0], np.cumsum(centred)])
     within = (sums[last] - sums[first]) / inside
-    # The rest has the opposite sum: all of them are 0.
-    difference = within * count / (count - inside)
-    total = float(((levels - levels.mean()) ** 2).sum())
+    difference = within * count / (count - inside)  # for the rest has the opposite sum
+    total = float((centred**2).sum())
     error = np.maximum(total - within * difference * inside, 1e-12 * total + 1e-300)
     score = np.abs(difference) / np.sqrt(error / (count - 2) * (1 / inside + 1 / (count - inside)))
     best = int(np.argmax(score))
-    low, high = int(first[best]), int(last[best])
-    rest = np.concatenate([levels[:low], levels[high:]])
-    change = abs(float(np.median(levels[low:high]) - np.median(rest)))
-    bound = float(t.isf(_FALSE_ALARM / 2 / len(first), count - 2))
-    if score[best] < bound or change < math.log1p(LEAST_CHANGE):
-        return []
-    return [cut for cut in (low, high) if 0 < cut < count]
+    if score[best] < float(t.isf(_FALSE_ALARM / 2 / len(first), count - 2)):
+        return 0, count
+    return int(first[best]), int(last[best])
 
 
 def moved(samples: ArrayLike) -> str | None:
@@ -111,7 +114,7 @@ def moved(samples: ArrayLike) -> str | None:
     levels = [float(np.median(part)) for part in np.split(values, cuts)]
     steps = [
         f"by {100 * (after / before - 1):+.0f} % at call {cut + 1}"
-        for cut, before, after in zip(cuts, levels, levels[1:], strict=False)
+        for cut, (before, after) in zip(cuts, itertools.pairwise(levels), strict=True)
     ]
     return f"the latency jumps {', '.join(steps)} of {len(values)}"
 
