@@ -166,6 +166,7 @@ def agent_plan(jobs: Sequence[dict[str, Any]], **changes: Any) -> dict[str, Any]
     """A plan for the agent, of few iterations."""
     return {
         "format": agent.PLAN_FORMAT,
+        "kind": "latency",
         "runtime": "onnxruntime",
         "threads": 1,
         "core_mask": None,
@@ -173,6 +174,9 @@ def agent_plan(jobs: Sequence[dict[str, Any]], **changes: Any) -> dict[str, Any]
         "warmup_iterations": 3,
         "warmup_ns": 0,
         "iterations": 20,
+        "window_ns": 0,
+        "period_ns": 0,
+        "meter": None,
         "slice_iterations": 8,
         "settle_iterations": 2,
         "seed": 0,

@@ -4,154 +4,26 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import signal
 import subprocess
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from devices.agent.native import native_agent, runtime_libraries
-from devices.agent.program import build
-from devices.agent.tiny import tiny_model as tiny_bytes
-from profiles.errors import AgentError
-from tests.builders import TinyModel, agent_plan
-
-Events = list[dict[str, Any]]
-EXECUTED_BY = {"onnxruntime": "CPUExecutionProvider", "litert": "XNNPACK"}
-#: Every event's keys; those of the environment are what the device tells.
-KEYS = {
-    "hello": {"event", "agent", "runtime", "version"},
-    "loaded": {"event", "job", "load_ns", "first_ns", "delegates", "threads"},
-    "warmup": {"event", "job", "ns"},
-    "samples": {"event", "job", "ns"},
-    "done": {"event", "peak_bytes"},
-    "error": {"event", "kind", "message"},
-}
-
-
-@dataclass(frozen=True)
-class Agent:
-    """An agent on this machine, one runtime for it, and a model in that runtime's format."""
-
-    kind: str
-    command: tuple[str, ...]
-    runtime: str
-    library: str | None
-    model: dict[str, Any]
-    folder: Path
-
-    def job(self, id_: str = "tiny", **changes: Any) -> dict[str, Any]:
-        return {**self.model, "id": id_, **changes}
-
-    def plan(self, jobs: Sequence[dict[str, Any]] | None = None, **changes: Any) -> Path:
-        given = {"runtime": self.runtime, "library": self.library, "delegate": None, **changes}
-        plan = agent_plan([self.job()] if jobs is None else jobs, **given)
-        return self.write(json.dumps(plan))
-
-    def write(self, text: str | bytes) -> Path:
-        path = self.folder / "plan.json"
-        path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        return path
-
-    def start(self, *arguments: str | Path, **options: Any) -> subprocess.Popen[bytes]:
-        words = [*self.command, *map(str, arguments)]
-        return subprocess.Popen(words, cwd=self.folder, stdout=subprocess.PIPE, **options)
-
-    def run(
-        self, *arguments: str | Path, env: dict[str, str] | None = None
-    ) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(
-            [*self.command, *map(str, arguments)],
-            cwd=self.folder,
-            env={**os.environ, **(env or {})},
-            capture_output=True,
-            timeout=60,
-            check=False,
-        )
-
-    def measure(self, jobs: Sequence[dict[str, Any]] | None = None, **changes: Any) -> Events:
-        done = self.run(self.plan(jobs, **changes))
-        assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
-        return events_of(done)
-
-    def refuse(self, plan: Path) -> Events:
-        """The events of a plan that cannot be carried out: the last one says why."""
-        done = self.run(plan)
-        events = events_of(done)
-        assert done.returncode == 1
-        assert events[-1]["event"] == "error"
-        assert set(events[-1]) == KEYS["error"]
-        assert events[-1]["message"]
-        assert "\n" not in events[-1]["message"]
-        assert b"Traceback" not in done.stderr
-        return events
-
-
-@pytest.fixture(scope="session")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, ...] | str]:
-    """By agent: the command that starts it, or why there is none."""
-    found: dict[str, tuple[str, ...] | str] = {
-        "python": (sys.executable, str(build(tmp_path_factory.mktemp("python") / "agent.pyz")))
-    }
-    try:
-        folder = tmp_path_factory.mktemp("native")
-        found["native"] = (str(native_agent(platform.machine(), folder=folder)),)
-    except AgentError as error:
-        found["native"] = str(error)
-    return found
-
-
-@pytest.fixture(params=[(k, r) for k in ("python", "native") for r in EXECUTED_BY], ids="-".join)
-def agent(request, programs, tiny_model: TinyModel, tmp_path: Path) -> Agent:
-    kind, runtime = request.param
-    return _agent(kind, runtime, programs, tiny_model, tmp_path)
-
-
-@pytest.fixture(params=["python", "native"])
-def ort_agent(request, programs, tiny_model: TinyModel, tmp_path: Path) -> Agent:
-    """Where it is the agent alone that matters, one runtime will do."""
-    return _agent(request.param, "onnxruntime", programs, tiny_model, tmp_path)
-
-
-def _agent(kind: str, runtime: str, programs: Any, tiny: TinyModel, folder: Path) -> Agent:
-    command = programs[kind]
-    if isinstance(command, str):
-        pytest.skip(command)
-    library = runtime_libraries().get(runtime)
-    if kind == "native" and library is None:
-        pytest.skip(f"no C library of {runtime} among the packages here")
-    model = tiny.plan_job() if runtime == "onnxruntime" else litert_job(folder)
-    return Agent(kind, command, runtime, library and str(library), model, folder)
-
-
-def litert_job(folder: Path) -> dict[str, Any]:
-    (folder / "tiny.tflite").write_bytes(tiny_bytes("litert"))
-    np.array([[-1, 0, 1, 2]], dtype=np.float32).tofile(folder / "x.bin")
-    given = {"path": str(folder / "x.bin"), "shape": [1, 4], "dtype": "float32"}
-    return {"path": str(folder / "tiny.tflite"), "inputs": [given]}
-
-
-def events_of(done: subprocess.CompletedProcess[bytes]) -> Events:
-    """Every line is one JSON object, or this raises."""
-    return [json.loads(line) for line in done.stdout.decode().splitlines()]
-
-
-def kinds(events: Events) -> list[str]:
-    """Names of the events in order, repetitions folded."""
-    return [kind for kind, _ in groupby(event["event"] for event in events)]
-
-
-def samples(events: Events, job: str = "tiny", kind: str = "samples") -> list[int]:
-    mine = [event for event in events if event["event"] == kind and event["job"] == job]
-    return [ns for event in mine for ns in event["ns"]]
-
+from tests.conformance.agents import (
+    EXECUTED_BY,
+    KEYS,
+    MAY_BE_TOLD,
+    TOLD,
+    Agent,
+    Events,
+    environments,
+    events_of,
+    kinds,
+    samples,
+    warmups,
+)
 
 # One whole model
 
@@ -159,22 +31,29 @@ def samples(events: Events, job: str = "tiny", kind: str = "samples") -> list[in
 def test_the_events_of_one_run(agent: Agent):
     events = agent.measure()
     assert kinds(events) == [
-        *("hello", "environment", "loaded", "warmup", "samples", "environment", "done")
+        *("hello", "environment", "loaded", "warmup", "environment"),
+        *("warmup", "samples", "environment", "done"),
     ]
     for event in events:
         if event["event"] != "environment":
             assert set(event) == KEYS[event["event"]]
-    hello, before, loaded, *_, after, done = events
+    hello, _, loaded, *_ = events
     assert (hello["agent"], hello["runtime"]) == (agent.kind, agent.runtime)
     assert hello["version"]
-    assert (before["when"], after["when"]) == ("before", "after")
-    assert set(before) >= {"frequencies_khz", "temperatures_mdegc", "clock"}
     assert loaded["job"] == "tiny"
     assert loaded["delegates"] == [EXECUTED_BY[agent.runtime]]
     assert loaded["threads"] == 1
     assert loaded["load_ns"] > 0
     assert loaded["first_ns"] > 0
-    assert done["peak_bytes"] > 5_000_000
+
+
+def test_the_build_of_the_runtime(agent):
+    """ONNX Runtime's library tells it; LiteRT's does not."""
+    build = agent.measure()[0]["build"]
+    assert (build is None) == (agent.runtime == "litert")
+    if build:
+        assert "git-commit-id" in build
+        assert "\n" not in build
 
 
 @pytest.mark.parametrize(
@@ -187,14 +66,28 @@ def test_every_iteration_is_delivered_slice_by_slice(ort_agent, iterations, size
     assert all(isinstance(ns, int) and ns > 0 for part in parts for ns in part)
 
 
+def test_a_slice_has_the_time_it_began_and_the_clock_of_its_core(ort_agent):
+    """All of it on one clock: a slice ends before the next one begins."""
+    events = ort_agent.measure(iterations=60, slice_iterations=6)
+    slices = [event for event in events if event["event"] == "samples"]
+    ends = [event["start_ns"] + sum(event["ns"]) for event in slices]
+    assert all(end <= later["start_ns"] for end, later in zip(ends, slices[1:], strict=False))
+    _, warm, after = (event["at_ns"] for event in environments(events))
+    assert warm <= slices[0]["start_ns"]
+    assert ends[-1] <= after
+    told = any(Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_cur_freq"))
+    for event in slices:
+        assert event["khz"] > 0 if told else event["khz"] is None
+
+
 def test_warm_up_by_count(ort_agent):
     events = ort_agent.measure(warmup_iterations=7, warmup_ns=0)
-    assert len(samples(events, kind="warmup")) == 7
+    assert [len(event["ns"]) for event in warmups(events)] == [7, 2]
 
 
 def test_warm_up_by_time(ort_agent):
     events = ort_agent.measure(warmup_iterations=2, warmup_ns=5_000_000)
-    warmup = samples(events, kind="warmup")
+    warmup = warmups(events)[0]["ns"]
     assert len(warmup) > 2
     assert len(warmup) % 2 == 0
     assert sum(warmup) >= 5_000_000
@@ -202,11 +95,34 @@ def test_warm_up_by_time(ort_agent):
     assert len(samples(events)) == 20  # none of it counts as a sample
 
 
+def test_warm_again_after_a_look_at_the_device(ort_agent):
+    """Looking takes time, in which clocks may fall; warm-up goes on for as long."""
+    events = ort_agent.measure(warmup_iterations=1, warmup_ns=10**9, settle_iterations=2)
+    again = warmups(events)[1]["ns"]
+    assert kinds(events)[4:6] == ["environment", "warmup"]
+    assert 1 <= len(again) < len(warmups(events)[0]["ns"])
+
+
 def test_no_warm_up(ort_agent):
     events = ort_agent.measure(warmup_iterations=0, warmup_ns=0)
-    assert "warmup" in kinds(events)
-    assert samples(events, kind="warmup") == []
+    assert [event["ns"] for event in warmups(events)] == [[]]
     assert len(samples(events)) == 20
+
+
+@pytest.mark.parametrize("kind", ["latency", "sustained"])
+def test_slices_go_on_until_the_window_is_over(ort_agent, kind):
+    """The last one begins within it; one that would begin later does not."""
+    window_ns = 300_000_000
+    events = ort_agent.measure(kind=kind, iterations=5, slice_iterations=20, window_ns=window_ns)
+    slices = [event for event in events if event["event"] == "samples"]
+    assert [len(event["ns"]) for event in slices] == [5] + [20] * (len(slices) - 1)
+    lasted = slices[-1]["start_ns"] + sum(slices[-1]["ns"]) - slices[0]["start_ns"]
+    assert 0.9 < lasted / window_ns < 5
+    assert (slices[-1]["start_ns"] - slices[0]["start_ns"]) / window_ns < 1.5
+
+
+def test_iterations_are_made_however_short_the_window(ort_agent):
+    assert len(samples(ort_agent.measure(iterations=20, window_ns=1))) == 20
 
 
 def test_threads_are_those_of_the_plan(agent):
@@ -225,6 +141,44 @@ def test_a_mask_of_cores_is_taken(ort_agent):
     assert samples(ort_agent.measure(core_mask=f"{1 << core:x}"))
 
 
+# The device's state
+
+
+def test_the_environment_before_warm_and_after(agent):
+    events = agent.measure()
+    found = environments(events)
+    assert [event["when"] for event in found] == ["before", "warm", "after"]
+    for event in found:
+        assert set(event) - MAY_BE_TOLD == TOLD
+    before, warm, after = found
+    assert before["at_ns"] < warm["at_ns"] < after["at_ns"]
+    order = kinds(events)
+    assert order.index("environment") < order.index("loaded")
+    assert order[-2:] == ["environment", "done"]
+
+
+def test_processor_time_of_all_and_of_the_agent(ort_agent):
+    """What others take is the difference of the two."""
+    found = environments(ort_agent.measure(window_ns=500_000_000))
+    assert all(type(e[name]) is int for e in found for name in e if name.endswith("_ms"))
+    _, warm, after = found
+    elapsed_ms = (after["at_ns"] - warm["at_ns"]) / 1e6
+    own_ms, busy_ms = (after[name] - warm[name] for name in ("own_ms", "busy_ms"))
+    assert 0.05 < own_ms / elapsed_ms < 1.5  # others may have the processor, too
+    assert busy_ms > 0.5 * own_ms - 30  # it is counted in ticks
+    assert busy_ms / elapsed_ms < 1.5 * (os.cpu_count() or 1)
+    assert 0 <= after["stolen_ms"] - warm["stolen_ms"] < elapsed_ms * (os.cpu_count() or 1)
+
+
+def test_what_the_device_does_not_tell_is_left_out(ort_agent):
+    found = environments(ort_agent.measure())
+    governors = any(Path("/sys/devices/system/cpu").glob("cpu*/cpufreq/scaling_governor"))
+    waits = Path(f"/proc/self/task/{os.getpid()}/schedstat").exists()
+    assert all(
+        ("governors" in event, "waited_ms" in event) == (governors, waits) for event in found
+    )
+
+
 # Several models in turns
 
 
@@ -241,7 +195,15 @@ def test_jobs_take_turns_and_all_get_all_iterations(agent):
     order = turns(events)
     rounds = [order[i : i + 3] for i in range(0, len(order), 3)]
     assert [sorted(each) for each in rounds] == [["a", "b", "c"]] * 3
-    assert events[-1] == {"event": "done", "peak_bytes": None}
+    assert events[-1] == {"event": "done"}
+    assert kinds(events).count("environment") == 3
+
+
+def test_all_take_their_turns_until_the_window_is_over(ort_agent):
+    jobs = [ort_agent.job(name) for name in "ab"]
+    events = ort_agent.measure(jobs, iterations=8, window_ns=200_000_000)
+    counts = {job: len(samples(events, job)) for job in "ab"}
+    assert counts["a"] == counts["b"] > 8
 
 
 def test_a_turn_is_settling_then_its_slice(ort_agent):
@@ -260,162 +222,6 @@ def test_the_order_of_turns_comes_from_the_seed(ort_agent):
     ]
     assert orders[0] == orders[1] != orders[2]
     assert len({tuple(orders[0][i : i + 4]) for i in range(0, 40, 4)}) > 1  # new each round
-
-
-# What goes wrong
-
-
-def broken(job: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    return {**job, "inputs": [{**job["inputs"][0], **changes}]}
-
-
-def without(plan: Path, key: str) -> None:
-    plan.write_text(json.dumps({k: v for k, v in json.loads(plan.read_text()).items() if k != key}))
-
-
-BAD_JOBS = {
-    "no such model": lambda job: {**job, "path": "missing"},
-    "no model": lambda job: {**job, "path": __file__},
-    "no such input": lambda job: broken(job, path="missing.bin"),
-    "wrong shape": lambda job: broken(job, shape=[1, 9]),
-    "wrong size for the model": lambda job: broken(
-        job, shape=[2, job["inputs"][0]["shape"][1] // 2]
-    ),
-    "wrong type": lambda job: broken(job, dtype="int32"),
-    "no such type": lambda job: broken(job, dtype="float7"),
-    "too few inputs": lambda job: {**job, "inputs": []},
-    "too many inputs": lambda job: {**job, "inputs": job["inputs"] * 2},
-}
-
-
-@pytest.mark.parametrize("name", BAD_JOBS)
-def test_a_bad_job_is_an_error_event(agent, name):
-    events = agent.refuse(agent.plan([BAD_JOBS[name](agent.job())]))
-    assert events[-1]["kind"] == "failed"
-    assert "samples" not in kinds(events)
-
-
-@pytest.mark.parametrize("part", [0.0, 0.3, 0.9])
-def test_a_truncated_artifact_is_an_error_event(agent, part):
-    whole = Path(agent.model["path"]).read_bytes()
-    short = agent.folder / f"short{Path(agent.model['path']).suffix}"
-    short.write_bytes(whole[: int(len(whole) * part)])
-    assert agent.refuse(agent.plan([agent.job(path=str(short))]))[-1]["kind"] == "failed"
-
-
-BAD_SETTINGS: dict[str, dict[str, Any]] = {
-    "newer format": {"format": 99},
-    "older format": {"format": 1},
-    "slices of nothing": {"slice_iterations": 0},
-    "no such core": {"core_mask": f"{1 << 900:x}"},
-    "a core that is not there": {"core_mask": f"{(1 << 900) + 1:x}"},
-    "a mask that is no number": {"core_mask": "all"},
-    "iterations that are no number": {"iterations": "many"},
-}
-
-
-@pytest.mark.parametrize("name", BAD_SETTINGS)
-def test_a_bad_setting_is_an_error_event(ort_agent, name):
-    assert ort_agent.refuse(ort_agent.plan(**BAD_SETTINGS[name]))[-1]["kind"] == "failed"
-
-
-@pytest.mark.parametrize("key", ["format", "runtime", "threads", "iterations", "seed", "jobs"])
-def test_a_plan_without_a_key_is_an_error_event(ort_agent, key):
-    plan = ort_agent.plan()
-    without(plan, key)
-    assert ort_agent.refuse(plan)[-1]["kind"] == "failed"
-
-
-def test_two_jobs_of_one_name_are_an_error_event(ort_agent):
-    assert ort_agent.refuse(ort_agent.plan([ort_agent.job(), ort_agent.job()]))
-
-
-@pytest.mark.parametrize(
-    "text",
-    [None, "", "not json", '{"format": 1', "null", "[]", "[1]", '"plan"', b"\xff\xfe", "{}x"],
-)
-def test_a_plan_that_cannot_be_read_is_an_error_event(ort_agent, text):
-    plan = ort_agent.folder / "plan.json" if text is None else ort_agent.write(text)
-    assert [event["kind"] for event in ort_agent.refuse(plan)] == ["failed"]
-
-
-def test_a_runtime_nobody_knows_is_missing(ort_agent):
-    events = ort_agent.refuse(ort_agent.plan(runtime="abacus"))
-    assert [event["kind"] for event in events] == ["runtime-missing"]
-    assert "abacus" in events[-1]["message"]
-
-
-# What was asked for must take part
-
-
-def fallback_of(agent: Agent, **changes: Any) -> str:
-    job = agent.job(expect=changes.pop("expect", []))
-    events = agent.refuse(agent.plan([job], **changes))
-    assert events[-1]["kind"] == "fallback"
-    assert "warmup" not in kinds(events)
-    assert "samples" not in kinds(events)
-    return str(events[-1]["message"])
-
-
-def test_what_is_expected_and_takes_part_is_measured(agent):
-    expected = EXECUTED_BY[agent.runtime]
-    events = agent.measure([agent.job(expect=[expected])], delegate=expected)
-    assert len(samples(events)) == 20
-
-
-def test_a_delegate_that_this_build_does_not_have_is_refused(agent):
-    assert "NoSuchDelegate" in fallback_of(agent, delegate="NoSuchDelegate")
-
-
-def test_a_delegate_that_is_expected_and_takes_no_part_is_refused(agent):
-    message = fallback_of(agent, expect=[EXECUTED_BY[agent.runtime], "NoSuchDelegate"])
-    assert "NoSuchDelegate" in message
-    assert EXECUTED_BY[agent.runtime] in message  # what did take part
-
-
-def test_a_provider_that_is_registered_and_runs_nothing_is_refused(ort_agent):
-    """The runtime lists it among a session's providers, and the CPU does all the work."""
-    import onnxruntime
-
-    idle = "AzureExecutionProvider"
-    if idle not in onnxruntime.get_available_providers():
-        pytest.skip(f"this ONNX Runtime has no {idle}")
-    message = fallback_of(ort_agent, delegate=idle)
-    assert idle in message
-    assert "CPUExecutionProvider" in message
-
-
-def test_the_runtime_can_be_told_to_use_its_own_kernels(agent):
-    if agent.runtime != "litert":
-        pytest.skip("LiteRT's matter")
-    loaded = next(e for e in agent.measure(delegate="builtin") if e["event"] == "loaded")
-    assert loaded["delegates"] == ["builtin"]
-    assert "XNNPACK" in fallback_of(agent, delegate="builtin", expect=["XNNPACK"])
-
-
-def test_delegates_are_told_of_the_model_they_execute(agent, tmp_path):
-    """Nothing takes part in models without operators; the next one's delegate is not theirs."""
-    if agent.runtime != "litert":
-        pytest.skip("LiteRT's matter")
-    empty = tmp_path / "empty.tflite"
-    empty.write_bytes(without_operators(Path(agent.model["path"])))
-    jobs = [agent.job("a", path=str(empty)), agent.job("b", path=str(empty)), agent.job("whole")]
-    events = agent.measure(jobs)
-    found = {e["job"]: e["delegates"] for e in events if e["event"] == "loaded"}
-    assert found["whole"] == ["XNNPACK"]
-    assert "XNNPACK" not in found["a"] + found["b"]
-
-
-def without_operators(model: Path) -> bytes:
-    import flatbuffers
-    from ai_edge_litert import schema_py_generated as schema
-
-    whole = schema.ModelT.InitFromPackedBuf(model.read_bytes(), 0)
-    (graph,) = whole.subgraphs
-    graph.operators, graph.outputs = [], graph.inputs
-    builder = flatbuffers.Builder(256)
-    builder.Finish(whole.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
 
 
 # Ends

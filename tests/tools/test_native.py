@@ -30,7 +30,7 @@ from devices.agent.native import (
 from devices.agent.tiny import tiny_model as tiny_bytes
 from profiles.errors import AgentError
 from tests.builders import TinyModel, agent_plan
-from tests.conformance.test_agent import litert_job
+from tests.conformance.agents import litert_job
 from tools.native import main
 
 HERE = platform.machine()

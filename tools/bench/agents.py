@@ -158,6 +158,7 @@ def write_plan(folder: Path, runtime: str, model: Path) -> Path:
     given = {"path": str(folder / "x.bin"), "shape": SHAPE, "dtype": "float32"}
     plan = {
         "format": PLAN_FORMAT,
+        "kind": "latency",
         "runtime": runtime,
         "library": str(runtime_libraries()[runtime]),
         "delegate": None,
@@ -167,6 +168,9 @@ def write_plan(folder: Path, runtime: str, model: Path) -> Path:
         "warmup_iterations": 5,
         "warmup_ns": 50_000_000,
         "iterations": 1_000_000,
+        "window_ns": 0,
+        "period_ns": 0,
+        "meter": None,
         "slice_iterations": SLICE_ITERATIONS,
         "settle_iterations": 0,
         "seed": 0,

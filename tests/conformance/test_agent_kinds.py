@@ -1,0 +1,320 @@
+"""What every agent delivers for the kinds of trials beside the latency of back-to-back calls."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import statistics
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.conformance.agents import KEYS, Agent, Events, kinds, samples
+from tests.processes import alive, children, eventually
+
+WEIGHTS_BYTES = 40 << 20
+
+
+def of(events: Events, name: str) -> Events:
+    found = [event for event in events if event["event"] == name]
+    assert all(set(event) == KEYS[name] for event in found)
+    return found
+
+
+# A plain application
+
+
+def begins(events: Events) -> list[int]:
+    assert all(len(event["ns"]) == 1 for event in of(events, "samples"))
+    return [event["start_ns"] for event in of(events, "samples")]
+
+
+def test_calls_of_an_application_begin_on_the_grid(agent):
+    period_ns = 50_000_000
+    events = agent.measure(kind="app", period_ns=period_ns, iterations=10, slice_iterations=1)
+    begun = begins(events)
+    assert len(begun) == 10
+    steps = [later - earlier for earlier, later in pairwise(begun)]
+    assert 0.9 < statistics.median(steps) / period_ns < 1.3
+    assert 0.95 < (begun[-1] - begun[0]) / (9 * period_ns) < 1.5
+
+
+def test_an_application_that_is_late_goes_on_at_once(ort_agent):
+    events = ort_agent.measure(kind="app", period_ns=1, iterations=12, slice_iterations=5)
+    assert [len(event["ns"]) for event in of(events, "samples")] == [5, 5, 2]
+
+
+def test_other_work_lies_between_the_calls_of_an_application(ort_agent):
+    """Each walks through 16 MiB, which no machine does in the time of one tiny call."""
+    events = ort_agent.measure(kind="app", period_ns=1, iterations=10, slice_iterations=1)
+    steps = [later - earlier for earlier, later in pairwise(begins(events))]
+    assert statistics.median(steps) > 10 * 20_000 + statistics.median(samples(events))
+
+
+def test_an_application_warms_up_by_count_alone(ort_agent):
+    events = ort_agent.measure(kind="app", warmup_iterations=4, warmup_ns=10**15, iterations=3)
+    assert kinds(events) == [
+        *("hello", "environment", "loaded", "warmup", "environment", "samples", "environment"),
+        "done",
+    ]
+    assert len(samples(events, kind="warmup")) == 4
+
+
+# Memory
+
+
+@pytest.fixture(scope="module")
+def heavy_model(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A model of 40 MB of weights, all different."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    folder = tmp_path_factory.mktemp("heavy")
+    width = WEIGHTS_BYTES // 4 // 8
+    weights = np.random.default_rng(0).standard_normal((8, width), dtype=np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "heavy",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, width])],
+        [numpy_helper.from_array(weights, "w")],
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8),
+        folder / "heavy.onnx",
+    )
+    np.ones((1, 8), dtype=np.float32).tofile(folder / "x.bin")
+    given = {"path": str(folder / "x.bin"), "shape": [1, 8], "dtype": "float32"}
+    return {"id": "heavy", "path": str(folder / "heavy.onnx"), "inputs": [given]}
+
+
+def test_the_memory_of_a_model_is_that_of_its_weights(ort_agent, heavy_model):
+    (found,) = of(ort_agent.measure([heavy_model], kind="memory"), "memory")
+    assert found["job"] == "heavy"
+    took = found["loaded_bytes"] - found["base_bytes"]
+    assert 0.9 < took / WEIGHTS_BYTES < 4
+    assert found["peak_bytes"] >= found["loaded_bytes"]
+    assert found["base_bytes"] > 1_000_000
+    assert 0 < found["file_bytes"] < found["peak_bytes"]
+
+
+def test_the_events_of_a_memory_run(agent):
+    events = agent.measure(kind="memory", iterations=20, slice_iterations=8)
+    assert kinds(events) == [
+        *("hello", "environment", "loaded", "environment", "samples", "memory", "environment"),
+        "done",
+    ]
+    assert len(samples(events)) == 20
+    (found,) = of(events, "memory")
+    assert found["base_bytes"] <= found["peak_bytes"]
+    assert found["loaded_bytes"] <= found["peak_bytes"]
+
+
+# The runtime's own profile
+
+
+def test_the_profile_of_operators_is_the_runtimes_own(ort_agent):
+    scratch = ort_agent.folder / "scratch"
+    scratch.mkdir()
+    plan = ort_agent.plan(kind="operators", iterations=7, warmup_iterations=2, slice_iterations=3)
+    done = ort_agent.run(plan, env={"TMPDIR": str(scratch)})
+    assert done.returncode == 0, done.stderr.decode()
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert kinds(events) == [
+        *("hello", "environment", "loaded", "warmup", "environment", "samples", "operators"),
+        *("environment", "done"),
+    ]
+    assert len(samples(events)) == 7
+    (found,) = of(events, "operators")
+    names = [event["name"] for event in found["trace"]]
+    assert names.count("model_run") == 1 + 2 + 7  # the first, warm-up, and the timed ones
+    kernels = [event for event in found["trace"] if event["name"].endswith("_kernel_time")]
+    assert {event["args"]["op_name"] for event in kernels} >= {"MatMul"}
+    assert all(event["dur"] >= 0 for event in kernels)
+    assert list(scratch.iterdir()) == []
+
+
+def test_a_runtime_without_a_profile_of_operators_says_so(agent):
+    if agent.runtime == "onnxruntime":
+        pytest.skip("it has one")
+    events = agent.refuse(agent.plan(kind="operators"))
+    assert events[-1]["kind"] == "failed"
+    assert events[-1]["message"] == "LiteRT has no profile of operators"
+
+
+# Energy
+
+WINDOW_NS = 400_000_000
+PERIOD_NS = 20_000_000
+ODPM = "t=12345\nCH0(T=12345)[S1M_VDD], 17\nCH1(T=12345)[S2M_VDD], 4\n"
+
+
+@contextmanager
+def counting(path: Path) -> Iterator[list[int]]:
+    """A file whose number grows every 50 ms, as a sensor's would; gives all that were in it."""
+    over = threading.Event()
+    written: list[int] = []
+
+    def count() -> None:
+        while not over.wait(0.05 if written else 0):
+            number = len(written)
+            fresh = path.with_suffix(".new")
+            fresh.write_text(f"{number}\n")
+            fresh.replace(path)
+            written.append(number)
+
+    thread = threading.Thread(target=count)
+    path.write_text("0\n")
+    thread.start()
+    try:
+        yield written
+    finally:
+        over.set()
+        thread.join()
+
+
+def meter(*files: Path | str, period_ns: int = PERIOD_NS, command: list[str] | None = None):
+    return {
+        "period_ns": period_ns,
+        "files": [str(file) for file in files],
+        "command": command or [],
+    }
+
+
+def energy_plan(agent: Agent, sampling: dict[str, Any], **changes: Any) -> Path:
+    given = {"kind": "energy", "window_ns": WINDOW_NS, "meter": sampling, **changes}
+    return agent.plan(**given)
+
+
+def energy_run(agent: Agent, sampling: dict[str, Any], **changes: Any) -> Events:
+    done = agent.run(energy_plan(agent, sampling, **changes))
+    assert done.returncode == 0, done.stdout.decode()[-2000:] + done.stderr.decode()
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_an_energy_run(agent, tmp_path):
+    many, none = tmp_path / "energy_value", tmp_path / "none"
+    many.write_text(ODPM)
+    with counting(tmp_path / "count") as written:
+        events = energy_run(agent, meter(tmp_path / "count", many, none, tmp_path))
+    assert kinds(events) == [
+        *("hello", "environment", "loaded", "warmup", "environment", "samples", "mark", "power"),
+        *("environment", "done"),
+    ]
+    stretches_follow_each_other(of(events, "mark"), of(events, "samples"))
+    (power,) = of(events, "power")
+    marks = of(events, "mark")
+    readings_cover(power["at_ns"], marks[0]["start_ns"], marks[-1]["end_ns"])
+    assert {tuple(reading[1:]) for reading in power["values"]} == {(ODPM, "", "")}
+    seen = [int(reading[0]) for reading in power["values"]]
+    assert len(seen) == len(power["at_ns"])
+    assert seen == sorted(seen)
+    assert len(set(seen)) > 0.5 * 5 * WINDOW_NS / 50_000_000
+    assert seen[-1] in written
+
+
+def stretches_follow_each_other(marks: Events, slices: Events) -> None:
+    assert [mark["what"] for mark in marks] == ["idle-before", "active", "idle-after"]
+    assert all(mark["end_ns"] - mark["start_ns"] >= WINDOW_NS for mark in marks)
+    before, active, after = marks
+    assert before["end_ns"] <= active["start_ns"]
+    assert after["start_ns"] - active["end_ns"] >= WINDOW_NS  # it settles, a second at most
+    assert before["calls"] == after["calls"] == 0
+    assert active["calls"] == sum(len(event["ns"]) for event in slices) > 20
+    assert slices[0]["start_ns"] >= active["start_ns"]
+    assert slices[-1]["start_ns"] + sum(slices[-1]["ns"]) <= active["end_ns"]
+    assert sum(sum(event["ns"]) for event in slices) > 0.2 * WINDOW_NS  # back to back
+
+
+def readings_cover(at_ns: list[int], start_ns: int, end_ns: int) -> None:
+    steps = [later - earlier for earlier, later in pairwise(at_ns)]
+    assert min(steps) > 0
+    assert 0.5 < statistics.median(steps) / PERIOD_NS < 2
+    assert at_ns[0] < start_ns
+    assert at_ns[-1] >= end_ns
+
+
+def test_a_command_that_is_read_for_energy(ort_agent, tmp_path):
+    (tmp_path / "count").write_text("")
+    script = f"echo >> {tmp_path}/count; wc -l < {tmp_path}/count; echo noise >&2; exit 3"
+    events = energy_run(
+        ort_agent, meter("/proc/uptime", command=["sh", "-c", script]), window_ns=100_000_000
+    )
+    (power,) = of(events, "power")
+    assert len(power["values"]) > 10
+    assert power["values"] == [[f"{i + 1}\n"] for i in range(len(power["values"]))]
+
+
+def test_a_command_that_does_not_exist_says_nothing(ort_agent):
+    """All iterations are made all the same, however short the window."""
+    sampling = meter(command=["/nowhere/vcgencmd"])
+    events = energy_run(ort_agent, sampling, window_ns=1, iterations=30)
+    (power,) = of(events, "power")
+    assert power["values"]
+    assert {tuple(reading) for reading in power["values"]} == {("",)}
+    assert of(events, "mark")[1]["calls"] == len(samples(events)) == 30
+
+
+def test_commands_that_hang_do_not_pile_up(ort_agent, tmp_path):
+    """Neither they nor what they have started outlives its reading."""
+    script = f"sleep 600 & echo $! $$ >> {tmp_path}/pids; wait"
+    sampling = meter(command=["sh", "-c", script])
+    (power,) = of(energy_run(ort_agent, sampling, window_ns=1), "power")
+    assert {tuple(reading) for reading in power["values"]} == {("",)}
+    assert len(power["values"]) >= 2
+    pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+    assert len(pids) == 2 * len(power["values"])
+    assert eventually(lambda: not any(alive(pid) for pid in pids))
+
+
+def idling(agent: Agent, **changes: Any) -> subprocess.Popen[bytes]:
+    """An agent in its first idle stretch, which lasts a minute."""
+    given = {"window_ns": 60 * 10**9, "deadline_s": 60, **changes}
+    plan = energy_plan(agent, meter("/proc/uptime"), **given)
+    return agent.start(plan, stderr=subprocess.DEVNULL)
+
+
+def test_the_deadline_covers_idle_stretches(ort_agent):
+    with idling(ort_agent, deadline_s=2) as process:
+        lines = process.stdout.read().splitlines()
+    assert process.returncode == 1
+    assert json.loads(lines[-1])["kind"] == "deadline"
+
+
+def test_an_agent_that_is_killed_leaves_no_sampler_behind(ort_agent):
+    """Nor does the sampler hold the pipe that tells the host of the agent's end."""
+    with idling(ort_agent) as process:
+        while json.loads(process.stdout.readline())["event"] != "warmup":
+            pass
+        (sampler,) = children(process.pid)
+        event_pipe = os.fstat(process.stdout.fileno()).st_ino
+        assert event_pipe not in inodes(sampler)
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.stdout.read().count(b"power") == 0  # and ends
+        assert eventually(lambda: not alive(sampler))
+
+
+def inodes(pid: int) -> set[int]:
+    """Of the pipes that a process has open."""
+    found = [file.stat() for file in Path(f"/proc/{pid}/fd").iterdir()]
+    return {each.st_ino for each in found if stat.S_ISFIFO(each.st_mode)}
+
+
+def test_a_sampler_that_is_killed_is_an_error(ort_agent):
+    with idling(ort_agent, window_ns=WINDOW_NS) as process:
+        while json.loads(process.stdout.readline())["event"] != "warmup":
+            pass
+        (sampler,) = children(process.pid)
+        os.kill(sampler, signal.SIGKILL)
+        last = json.loads(process.stdout.read().splitlines()[-1])
+    assert (last["event"], last["kind"]) == ("error", "failed")
+    assert "sampler" in last["message"]
