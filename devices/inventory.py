@@ -19,6 +19,8 @@
           onnxruntime: lib/arm64-v8a/libonnxruntime.so
           litert: lib/arm64-v8a/libLiteRt.so
         gates: {battery_percent: [30, 95]}   # optional: changes the profile's
+        meter: {name: battery, current_sign: -1, current_ua: 1}   # optional: which power sensor,
+                                      # as `device-lab devices calibrate-meter` prints it
 
 Relative paths of this host start at the file's folder.  A runtime with a C library in ``libraries``
 is measured by the native agent; every other by the Python agent, with the device's ``python``.
@@ -46,6 +48,7 @@ from devices.conditions.gates import Gates
 from devices.transport.base import Transport
 from profiles.canonical import digest, settled_sha256
 from profiles.catalog import DeviceProfile, load_profile
+from profiles.catalog.profile import Calibration, MeterKind
 from profiles.config import Config, parse, read_yaml
 from profiles.errors import UsageError
 
@@ -120,6 +123,24 @@ RemotePath = Annotated[str, AfterValidator(_plain_remote)]
 HostFile = Annotated[Path, AfterValidator(_host_path)]
 
 
+class OwnMeter(Calibration):
+    """Which of a device's power sensors counts, and what is known of it beyond its profile.
+
+    Args:
+        name: as the device spells it; any its profile names if none is given.
+        kind: which of several of that name.
+        rails: labels of the channels that are summed up.
+        covers: what the power is of, for people.
+        replay: a recorded energy run that is replayed instead, for scripted devices.
+    """
+
+    name: Annotated[str, Field(min_length=1)] | None = None
+    kind: MeterKind | None = None
+    rails: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    covers: Annotated[str, Field(min_length=1)] | None = None
+    replay: HostFile | None = None
+
+
 class Device(Config):
     """One device of the inventory; see the module's text for the keys.
 
@@ -137,6 +158,7 @@ class Device(Config):
     root: RemotePath | None = None
     serial: Annotated[str, Field(pattern=r"^\S+$")] | None = None
     gates: Gates = Gates()
+    meter: OwnMeter = OwnMeter()
     emulated: bool = False
 
     @model_validator(mode="after")
@@ -153,6 +175,13 @@ class Device(Config):
     def all_gates(self) -> Gates:
         """The profile's gates, changed by the device's own."""
         return Gates.of(self.details().gates, **self.gates.model_dump(exclude_unset=True))
+
+    def meter_word(self) -> str:
+        """Which sensor is meant and what its numbers are taken for, as a hash."""
+        own = self.meter.model_dump(exclude={"covers", "replay"})
+        known = [meter.model_dump(exclude={"covers"}) for meter in self.details().meters]
+        replayed = self.meter.replay and settled_sha256(self.meter.replay)
+        return digest([own, known, replayed])
 
     @property
     def transport_name(self) -> str:

@@ -22,7 +22,8 @@ device is not what its profile says.  What a device does not tell is absent from
 ``governor``        frequency governors in use, joined by commas, or ``unknown``
 ``power_source``    ``mains``, ``battery`` or ``unknown``
 ``thermal_zones``   ``type`` and ``path`` of each
-``meters``          what tells power: ``kind``, ``name``, and where known ``path`` and ``rails``
+``meters``          what tells power: ``kind``, ``name``, and where known ``path``, ``rails`` and
+                    what its folder holds; see :func:`devices.facts.sensors.meters`
 ``clock_source``    the kernel's
 ``libc``            ``bionic`` for Android's
 ``virtualisation``  ``qemu-user``, ``qemu``, ``android-emulator`` or another hypervisor's name

@@ -32,6 +32,12 @@ list() {
     if [ -e "$f" ]; then echo " ${f#"$r"}"; fi
   done
 }
+# Which of these files exist, and may not be read.
+closed() {
+  for f; do
+    if [ -e "$f" ] && ! [ -r "$f" ]; then echo " ${f#"$r"}"; fi
+  done
+}
 # Whole files.  Device trees separate words by NUL, which goes on as it is: not every toybox has tr.
 whole() {
   for f; do
@@ -63,18 +69,24 @@ show "$r/sys/devices/system/clocksource/clocksource0/current_clocksource"
 show "$r"/sys/class/thermal/thermal_zone*/type
 show "$r"/sys/class/hwmon/hwmon*/name "$r"/sys/class/hwmon/hwmon*/in*_label \
   "$r"/sys/class/hwmon/hwmon*/curr*_label "$r"/sys/class/hwmon/hwmon*/power*_label
-show "$r"/sys/bus/iio/devices/iio:device*/name
+for p in "$r"/sys/bus/iio/devices/iio:device*; do
+  show "$p/name" "$p"/in_*_label "$p"/in_*_scale "$p"/in_*_offset
+done
 whole "$r"/sys/bus/iio/devices/iio:device*/energy_value
 show "$r"/sys/class/power_supply/*/type "$r"/sys/class/power_supply/*/online
-show "$r"/sys/class/powercap/*/name
-section readings
-list "$r"/sys/class/hwmon/hwmon*/curr*_input "$r"/sys/class/hwmon/hwmon*/power*_input \
-  "$r"/sys/class/hwmon/hwmon*/power*_average \
+show "$r"/sys/class/powercap/*/name "$r"/sys/class/powercap/*/max_energy_range_uj
+set -- "$r"/sys/class/hwmon/hwmon*/in*_input "$r"/sys/class/hwmon/hwmon*/curr*_input \
+  "$r"/sys/class/hwmon/hwmon*/power*_input "$r"/sys/class/hwmon/hwmon*/power*_average \
+  "$r"/sys/bus/iio/devices/iio:device*/in_voltage*_raw \
   "$r"/sys/bus/iio/devices/iio:device*/in_current*_raw \
   "$r"/sys/bus/iio/devices/iio:device*/in_power*_raw \
   "$r"/sys/bus/iio/devices/iio:device*/energy_value \
-  "$r"/sys/class/power_supply/*/current_now "$r"/sys/class/power_supply/*/power_now \
+  "$r"/sys/class/power_supply/*/current_now "$r"/sys/class/power_supply/*/voltage_now \
+  "$r"/sys/class/power_supply/*/power_now "$r"/sys/class/power_supply/*/status \
+  "$r"/sys/class/power_supply/*/charge_counter "$r"/sys/class/power_supply/*/charge_now \
   "$r"/sys/class/powercap/*/energy_uj
+section readings; list "$@"
+section unreadable; closed "$@"
 if command -v vcgencmd >/dev/null; then section vcgencmd; vcgencmd pmic_read_adc; fi
 if command -v getprop >/dev/null; then section getprop; getprop; fi
 if command -v dumpsys >/dev/null; then section battery; dumpsys battery; fi

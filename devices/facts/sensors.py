@@ -12,6 +12,10 @@ _HWMON = "/sys/class/hwmon"
 _IIO = "/sys/bus/iio/devices"
 _SUPPLY = "/sys/class/power_supply"
 _POWERCAP = "/sys/class/powercap"
+#: Files without which a folder tells no power: a voltage alone is none.
+_TELLS_POWER = re.compile(r"curr|power|current|in_current|in_power|energy")
+#: Files whose text does not change.
+_CONSTANT = "[a-z_0-9-]+_(?:label|scale|offset)|type|max_energy_range_uj"
 
 
 def thermal_zones(dump: Dump) -> list[dict[str, str]]:
@@ -21,13 +25,17 @@ def thermal_zones(dump: Dump) -> list[dict[str, str]]:
 
 
 def meters(dump: Dump) -> list[dict[str, Any]]:
-    """What tells a current, a power or an energy: its kind, name, folder and rails."""
-    readings = dump.lines("readings")
+    """What tells a current, a power or an energy: its kind, name, folder and rails.
+
+    ``files`` are the readings in its folder, ``texts`` what stands in other files there and does
+    not change, ``chargers`` the files that say whether a battery is charged from there, and
+    ``unreadable`` is set where the login may not read all of it.
+    """
     found = [
-        *_named(dump, "hwmon", rf"({_HWMON}/hwmon[0-9]+)/name", readings),
-        *_named(dump, "iio", rf"({_IIO}/iio:device[0-9]+)/name", readings),
-        *_named(dump, "power_supply", rf"({_SUPPLY}/([^/]+))/type", readings),
-        *_named(dump, "powercap", rf"({_POWERCAP}/[^/]+)/name", readings),
+        *_named(dump, "hwmon", rf"({_HWMON}/hwmon[0-9]+)/name"),
+        *_named(dump, "iio", rf"({_IIO}/iio:device[0-9]+)/name"),
+        *_named(dump, "power_supply", rf"({_SUPPLY}/([^/]+))/type"),
+        *_named(dump, "powercap", rf"({_POWERCAP}/[^/]+)/name"),
     ]
     channels = [line for line in dump.lines("vcgencmd") if re.search(r" current\([0-9]+\)=", line)]
     if channels:
@@ -36,25 +44,41 @@ def meters(dump: Dump) -> list[dict[str, Any]]:
     return found
 
 
-def _named(dump: Dump, kind: str, pattern: str, readings: Iterable[str]) -> list[dict[str, Any]]:
+def _named(dump: Dump, kind: str, pattern: str) -> list[dict[str, Any]]:
     found = []
     for match, text in dump.each(pattern):
         folder = match[1]
-        files = [
-            path.removeprefix(f"{folder}/") for path in readings if path.startswith(f"{folder}/")
-        ]
-        if not files:
+        files = _in(folder, dump.lines("readings"))
+        if not any(_TELLS_POWER.match(file) for file in files):
             continue
         meter: dict[str, Any] = {
             "kind": "odpm" if "energy_value" in files else kind,
             "name": match[2] if kind == "power_supply" else text,
             "path": folder,
+            "files": files,
         }
-        rails = _labels(dump, folder) + _odpm_rails(dump, folder)
-        if rails:
-            meter["rails"] = rails
-        found.append(meter)
+        more = {
+            "rails": _labels(dump, folder) + _odpm_rails(dump, folder),
+            "texts": _texts(dump, folder),
+            "chargers": _chargers(dump, folder) if kind == "power_supply" else [],
+            "unreadable": bool(_in(folder, dump.lines("unreadable"))),
+        }
+        found.append(meter | {key: value for key, value in more.items() if value})
     return found
+
+
+def _in(folder: str, paths: Iterable[str]) -> list[str]:
+    return [path.removeprefix(f"{folder}/") for path in paths if path.startswith(f"{folder}/")]
+
+
+def _texts(dump: Dump, folder: str) -> dict[str, str]:
+    constants = rf"{re.escape(folder)}/({_CONSTANT})"
+    return {match[1]: text for match, text in dump.each(constants)}
+
+
+def _chargers(dump: Dump, folder: str) -> list[str]:
+    others = dump.each(rf"({_SUPPLY}/[^/]+)/online")
+    return [match[0] for match, _ in others if match[1] != folder]
 
 
 def _labels(dump: Dump, folder: str) -> list[str]:

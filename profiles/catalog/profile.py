@@ -91,7 +91,22 @@ class Cluster(Config):
 MeterKind = Literal["hwmon", "iio", "odpm", "power_supply", "powercap", "pmic"]
 
 
-class Meter(Config):
+class Calibration(Config):
+    """What a sensor does not tell of itself; nothing of it is guessed.
+
+    Args:
+        current_sign: what a battery's current is multiplied by to be positive while it discharges;
+            -1 where the maker keeps to Linux' ABI.
+        current_ua: µA that one of its numbers stands for; 1 where the maker keeps to the ABI.
+        update_ms: from one new value of the sensor to the next, in ms.
+    """
+
+    current_sign: Literal[1, -1] | None = None
+    current_ua: Literal[1, 1000] | None = None
+    update_ms: Positive | None = None
+
+
+class Meter(Calibration):
     """A place where the device tells its power.
 
     Args:
