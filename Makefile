@@ -30,12 +30,12 @@ test: env
 	  || echo "not all of $(APT) are installed: tests that need them will be skipped"
 	$(BIN)/python -m pytest
 
-# A whole emulated board with a kernel of its own, for the nightly; needs root.
-BOARD_APT := qemu-system-arm e2fsprogs
+# Whole emulated boards with kernels of their own, one with power sensors; for the nightly, as root.
+BOARD_APT := qemu-system-arm qemu-system-x86 e2fsprogs
 test-board: env
 	@dpkg-query -W $(BOARD_APT) >/dev/null 2>&1 \
 	  || { apt-get update -qq && apt-get install -y -qq $(BOARD_APT) >/dev/null; }
-	EDGELOOP_BOARD=1 $(BIN)/python -m pytest tests/emulated/test_whole_board.py
+	EDGELOOP_BOARD=1 $(BIN)/python -m pytest -m board tests/emulated
 
 check: env
 	$(BIN)/ruff check .

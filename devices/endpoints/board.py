@@ -1,4 +1,4 @@
-"""A whole aarch64 board on this machine: its own kernel, disk and network card, under qemu-system.
+"""A whole board on this machine: its own kernel, disk and network card, under qemu-system.
 
 Unlike :mod:`devices.endpoints.emulated` it can lose its link, be restarted and be frozen, and its
 kernel can make the link a bad one (:func:`flaky_link`).  It reaches nothing but this machine's
@@ -22,11 +22,11 @@ from typing import Any
 
 from devices.endpoints import sshd
 from devices.endpoints.emulated import ssh_entry
-from devices.endpoints.image import Image, make_disk
+from devices.endpoints.image import DRIVERS, Image, make_disk
 from devices.endpoints.processes import free_port, serving
+from devices.endpoints.rootfs import AARCH64, System
 from profiles.errors import DeviceUnreachable
 
-_QEMU = "qemu-system-aarch64"
 _BOOT_TIMEOUT_S = 300.0
 _CONTROL_TIMEOUT_S = 10.0
 # Source: QEMU's documentation, system/devices/net: the addresses of its user-mode network.
@@ -48,6 +48,7 @@ ip link set eth0 up
 ip address add {_ADDRESS}/24 dev eth0
 ip route add default via {_GATEWAY}
 ip link set ifb0 up
+. /etc/edgeloop/start
 /usr/sbin/sshd -D -e -f /etc/edgeloop/sshd_config &
 while :; do wait; sleep 1; done
 """
@@ -60,10 +61,41 @@ tc filter add dev eth0 ingress matchall action mirred egress redirect dev ifb0
 """
 
 
-def missing() -> str | None:
-    """Why no whole board can be started here, with the remedy; ``None`` if it can."""
-    if shutil.which(_QEMU) is None:
-        return f"no {_QEMU} here (apt-get install qemu-system-arm)"
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """One kind of board.
+
+    Args:
+        system: what its disk holds.
+        package: of Debian, with its emulator.
+        machine: the emulator's options for its main board and processor.
+        console: the kernel's name for its first serial line.
+        drivers: what its kernel loads, see :func:`~devices.endpoints.image.board_image`.
+        start: shell lines that its first process reads before it serves SSH.
+    """
+
+    system: System
+    package: str
+    machine: tuple[str, ...]
+    console: str
+    drivers: tuple[str, ...] = DRIVERS
+    start: str = ""
+
+    @property
+    def emulator(self) -> str:
+        """The program that plays it."""
+        return f"qemu-system-{self.system.machine}"
+
+
+ARM_BOARD = Hardware(
+    AARCH64, "qemu-system-arm", ("-M", "virt", "-cpu", "max,pauth=off"), console="ttyAMA0"
+)
+
+
+def missing(hardware: Hardware = ARM_BOARD) -> str | None:
+    """Why no such board can be started here, with the remedy; ``None`` if it can."""
+    if shutil.which(hardware.emulator) is None:
+        return f"no {hardware.emulator} here (apt-get install {hardware.package})"
     return None
 
 
@@ -80,6 +112,7 @@ def flaky_link(*netem: str) -> list[str]:
 class Board:
     """A running board: how to reach it, its process, and the way to its switches."""
 
+    hardware: Hardware
     port: int
     key_file: Path
     known_hosts: Path
@@ -88,7 +121,10 @@ class Board:
 
     def inventory_entry(self, device_id: str, environment: str = "current") -> dict[str, Any]:
         """This board as a device of ``devices.yaml``; see :class:`.emulated.EmulatedBoard`."""
-        return ssh_entry(device_id, self.port, self.key_file, self.known_hosts, environment)
+        machine = self.hardware.system.machine
+        return ssh_entry(
+            device_id, self.port, self.key_file, self.known_hosts, environment, machine
+        )
 
     def set_link(self, up: bool) -> None:
         """Plug the network cable in, or out."""
@@ -138,12 +174,13 @@ class Board:
 
 
 @contextmanager
-def serve(image: Image, folder: Path) -> Iterator[Board]:
+def serve(image: Image, folder: Path, hardware: Hardware = ARM_BOARD) -> Iterator[Board]:
     """Start a board and wait for its SSH server; end it on any way out.
 
     Args:
         image: what it starts from.
         folder: for keys and logs; made if needed.
+        hardware: what it is, the same as its image is for.
 
     Raises:
         DeviceUnreachable: if it does not come up.
@@ -154,14 +191,14 @@ def serve(image: Image, folder: Path) -> Iterator[Board]:
         path.mkdir(parents=True, exist_ok=True)
         path.chmod(0o700)
     sshd.make_keys(keys, port)
-    _write_own(own, keys)
+    _write_own(own, keys, hardware)
     make_disk(own, folder / "own.img", "4M")
     control = folder / "control"
     argv = [
-        *(_QEMU, "-M", "virt", "-cpu", "max,pauth=off", "-smp", "2", "-m", "1024"),
+        *(hardware.emulator, *hardware.machine, "-smp", "2", "-m", "1024"),
         *("-nodefaults", "-display", "none", "-serial", "stdio", "-no-user-config"),
         *("-kernel", str(image.kernel), "-initrd", str(image.memory_disk)),
-        *("-append", "console=ttyAMA0 quiet panic=-1"),
+        *("-append", f"console={hardware.console} quiet panic=-1"),
         *_drive("disk", image.disk),
         *_drive("own", folder / "own.img"),
         *("-netdev", f"user,id=net0,restrict=on,hostfwd=tcp:127.0.0.1:{port}-{_ADDRESS}:22"),
@@ -169,7 +206,8 @@ def serve(image: Image, folder: Path) -> Iterator[Board]:
         *("-qmp", f"unix:{_escaped(control)},server=on,wait=off"),
     ]
     with serving(argv, port, folder / "board.log") as process:
-        board = Board(port, keys / "user_key", keys / "known_hosts", control, process)
+        known = keys / "known_hosts"
+        board = Board(hardware, port, keys / "user_key", known, control, process)
         board.await_ssh()
         yield board
 
@@ -185,13 +223,14 @@ def _escaped(path: Path) -> str:
     return str(path).replace(",", ",,")
 
 
-def _write_own(own: Path, keys: Path) -> None:
+def _write_own(own: Path, keys: Path, hardware: Hardware) -> None:
     """What this board has of its own: keys, identity, and its first process."""
     for name in ("host_key", "authorized_keys"):
         shutil.copy(keys / name, own)
     config = sshd.CONFIG.format(port=22, folder="/etc/edgeloop")
     config = config.replace("ListenAddress 127.0.0.1", f"ListenAddress {_ADDRESS}")
     (own / "sshd_config").write_text(config.replace('"/etc/edgeloop/sshd.pid"', "/run/sshd.pid"))
+    (own / "start").write_text(hardware.start)
     (own / "init").write_text(_INIT)
     (own / "init").chmod(0o755)
     if not (own / "machine-id").exists():

@@ -53,12 +53,17 @@ class EmulatedBoard:
 
 
 def ssh_entry(
-    device_id: str, port: int, key_file: Path, known_hosts: Path, environment: str
+    device_id: str,
+    port: int,
+    key_file: Path,
+    known_hosts: Path,
+    environment: str,
+    machine: str = "aarch64",
 ) -> dict[str, Any]:
-    """An aarch64 system behind an sshd on loopback, as a device of ``devices.yaml``."""
+    """A system of ours behind an sshd on loopback, as a device of ``devices.yaml``."""
     return {
         "id": device_id,
-        "profile": "linux-aarch64",
+        "profile": f"linux-{machine}",
         "address": f"ssh://root@127.0.0.1:{port}",
         "key_file": str(key_file),
         "known_hosts": str(known_hosts),

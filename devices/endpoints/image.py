@@ -21,20 +21,22 @@ from tempfile import mkdtemp
 from filelock import FileLock
 
 from devices.endpoints.debian import unpack
-from devices.endpoints.rootfs import ARCHITECTURE, SUITE, Rootfs, cache_folder
+from devices.endpoints.rootfs import SUITE, Rootfs, cache_folder
 from profiles.errors import DeviceUnreachable
 
 _DISK_SIZE = "1536M"
-#: What the board is made of, and (from ``ifb`` on) what :data:`~devices.endpoints.board.FLAKY_LINK`
-#: needs; each with the drivers it depends on.
-_DRIVERS = (
+#: What every board is made of, and (from ``ifb`` on) what
+#: :func:`~devices.endpoints.board.flaky_link` needs; each with the drivers it depends on.
+DRIVERS = (
     *("virtio_pci", "virtio_blk", "virtio_net", "crc32c_generic", "ext4"),
     *("ifb", "sch_netem", "sch_ingress", "act_mirred", "cls_matchall"),
 )
 _START = """\
 #!/bin/busybox sh
 /bin/busybox mount -t devtmpfs devtmpfs /dev
-while read -r driver; do /bin/busybox insmod "/drivers/$driver"; done < /drivers/order
+while read -r driver options; do
+  /bin/busybox insmod "/drivers/$driver" $options
+done < /drivers/order
 while [ ! -b /dev/vdb ]; do /bin/busybox usleep 50000; done
 /bin/busybox mount -t ext4 /dev/vda /root
 /bin/busybox mount -t ext4 -o ro /dev/vdb /root/etc/edgeloop
@@ -64,30 +66,34 @@ class Image:
         return self.folder / "initrd.img"
 
 
-def board_image(rootfs: Rootfs, cache: Path | None = None) -> Image:
+def board_image(
+    rootfs: Rootfs, drivers: tuple[str, ...] = DRIVERS, cache: Path | None = None
+) -> Image:
     """The image of that folder, made first where it is not there yet.
 
     Named, finished and guarded as :func:`devices.endpoints.rootfs.rootfs` does it.
 
     Args:
         rootfs: what the board's disk holds.
+        drivers: what its kernel loads at the start, a name and options each.
         cache: where it is kept; by default the user's cache.
 
     Raises:
         DeviceUnreachable: if it cannot be made here.
     """
-    key = hashlib.sha256(Path(__file__).read_bytes() + rootfs.path.name.encode()).hexdigest()[:16]
+    made_of = Path(__file__).read_bytes() + f"{rootfs.path.name} {drivers}".encode()
+    key = hashlib.sha256(made_of).hexdigest()[:16]
     folder = (cache or cache_folder()) / "board"
     path = folder / key
     if not path.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f"{key}.lock"):
             if not path.is_dir():
-                _make_aside(rootfs, path)
+                _make_aside(rootfs, drivers, path)
     return Image(path)
 
 
-def _make_aside(rootfs: Rootfs, path: Path) -> None:
+def _make_aside(rootfs: Rootfs, drivers: tuple[str, ...], path: Path) -> None:
     for left in path.parent.glob(f".{path.name}-*"):  # by a builder that was killed
         shutil.rmtree(left)
     aside = Path(mkdtemp(prefix=f".{path.name}-", dir=path.parent))
@@ -95,10 +101,11 @@ def _make_aside(rootfs: Rootfs, path: Path) -> None:
         image = Image(aside / "image")
         image.folder.mkdir()
         packages = aside / "packages"
-        unpack(["linux-image-arm64", "busybox-static"], SUITE, ARCHITECTURE, packages)
+        architecture = rootfs.system.architecture
+        unpack([f"linux-image-{architecture}", "busybox-static"], SUITE, architecture, packages)
         (kernel,) = packages.glob("boot/vmlinuz-*")
         kernel.rename(image.kernel)
-        image.memory_disk.write_bytes(archive(_memory_disk(packages)))
+        image.memory_disk.write_bytes(archive(_memory_disk(packages, drivers)))
         make_disk(rootfs.path, image.disk, _DISK_SIZE)
         os.sync()
         image.folder.rename(path)
@@ -139,17 +146,18 @@ class Entry:
     device: tuple[int, int] = (0, 0)
 
 
-def _memory_disk(packages: Path) -> Iterator[Entry]:
+def _memory_disk(packages: Path, wanted: Iterable[str]) -> Iterator[Entry]:
     for folder in ("bin", "dev", "drivers", "root"):
         yield Entry(folder, stat.S_IFDIR | 0o755)
     yield Entry("dev/console", stat.S_IFCHR | 0o600, device=(5, 1))
     yield Entry("init", stat.S_IFREG | 0o755, _START.encode())
     yield Entry("bin/busybox", stat.S_IFREG | 0o755, (packages / "bin/busybox").read_bytes())
     drivers = {path.stem.replace("-", "_"): path for path in packages.glob("lib/modules/**/*.ko")}
-    order = _with_dependencies(_DRIVERS, drivers)
+    options = dict(each.partition(" ")[::2] for each in wanted)
+    order = _with_dependencies(options, drivers)
     for name in order:
         yield Entry(f"drivers/{name}.ko", stat.S_IFREG | 0o644, drivers[name].read_bytes())
-    names = "".join(f"{name}.ko\n" for name in order)
+    names = "".join(f"{name}.ko {options.get(name, '')}\n" for name in order)
     yield Entry("drivers/order", stat.S_IFREG | 0o644, names.encode())
 
 

@@ -1,8 +1,8 @@
-"""A small Debian for aarch64 in a folder, with Python, an SSH server and the runtimes.
+"""A small Debian in a folder, with Python, an SSH server and the runtimes.
 
-Built once by :func:`rootfs` and kept in the user's cache; :mod:`devices.endpoints.machine` runs its
-programs under qemu-user, :mod:`devices.endpoints.board` makes a whole board's disk of it.  Packages
-are unpacked, not configured: no foreign program runs while it is built.
+Built once by :func:`rootfs` and kept in the user's cache; :mod:`devices.endpoints.machine` runs the
+aarch64 one's programs under qemu-user, :mod:`devices.endpoints.board` makes a whole board's disk of
+one.  Packages are unpacked, not configured: no foreign program runs while it is built.
 """
 
 from __future__ import annotations
@@ -23,20 +23,44 @@ from profiles.errors import DeviceUnreachable
 
 SUITE = "bookworm"
 ARCHITECTURE = "arm64"
-_DEBIAN = (
+#: What every folder has.
+DEBIAN = (
     *("base-files", "base-passwd", "libc-bin", "bash", "dash", "coreutils", "findutils", "sed"),
     *("grep", "mawk", "gzip", "tar", "util-linux", "mount", "procps", "hostname", "kmod"),
     *("iproute2", "openssh-server", "openssh-sftp-server", "libstdc++6", "python3"),
 )
-#: The board's Pythons: a virtual environment each, because tflite-runtime cannot use numpy 2.
-_ENVIRONMENTS = {
-    "current": ("onnxruntime==1.31.1", "ai-edge-litert==2.3.0", "numpy==2.4.6"),
-    "tflite": ("tflite-runtime==2.14.0", "numpy==1.26.4"),
-}
+#: The Python that every folder has.
+CURRENT = ("onnxruntime==1.31.1", "ai-edge-litert==2.3.0", "numpy==2.4.6")
 #: What SUITE's Python 3.11 and C library 2.36 run; pip takes the tags one by one.
-_WHEEL_TAGS = [f"manylinux_2_{minor}_aarch64" for minor in (36, 34, 31, 28, 27, 26, 17)]
+_MANYLINUX = (36, 34, 31, 28, 27, 26, 17)
 _SSHD_USER = "sshd:x:100:65534::/run/sshd:/usr/sbin/nologin\n"
 _UNREAD = ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info")
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """What a folder is built of; all of it is part of the folder's name.
+
+    Args:
+        architecture: Debian's name for the machine it is for.
+        machine: the kernel's and the wheels' name for the same.
+        packages: of Debian, those they depend on left out.
+        environments: name and wheels of each of its Pythons, a virtual environment each.
+    """
+
+    architecture: str
+    machine: str
+    packages: tuple[str, ...]
+    environments: tuple[tuple[str, tuple[str, ...]], ...]
+
+
+#: Two Pythons, because tflite-runtime cannot use numpy 2.
+AARCH64 = System(
+    ARCHITECTURE,
+    "aarch64",
+    DEBIAN,
+    (("current", CURRENT), ("tflite", ("tflite-runtime==2.14.0", "numpy==1.26.4"))),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +68,7 @@ class Rootfs:
     """A built folder; shared by all who use it, and written by none of them."""
 
     path: Path
+    system: System = AARCH64
 
     @staticmethod
     def python(environment: str = "current") -> str:
@@ -72,50 +97,51 @@ def cache_folder() -> Path:
     return Path(base) / "edgeloop"
 
 
-def rootfs(cache: Path | None = None) -> Rootfs:
-    """The folder, built first where it is not there yet.
+def rootfs(cache: Path | None = None, system: System = AARCH64) -> Rootfs:
+    """The folder of a system, built first where it is not there yet.
 
-    Its name is the hash of this module, which names every version: an old one is never used.  It
-    gets that name when it is whole, and one process at a time builds it.
+    Its name is the hash of this module and of the system, which name every version: an old one is
+    never used.  It gets that name when it is whole, and one process at a time builds it.
 
     Args:
         cache: where it is kept; by default :func:`cache_folder`.
+        system: what it holds.
 
     Raises:
         DeviceUnreachable: if it cannot be built here.
     """
-    key = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
+    key = hashlib.sha256(Path(__file__).read_bytes() + repr(system).encode()).hexdigest()[:16]
     folder = (cache or cache_folder()) / "rootfs"
     path = folder / key
     if not path.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f"{key}.lock"):
             if not path.is_dir():
-                _build_aside(path)
-    return Rootfs(path)
+                _build_aside(system, path)
+    return Rootfs(path, system)
 
 
-def _build_aside(path: Path) -> None:
+def _build_aside(system: System, path: Path) -> None:
     reason = missing()
     if reason:
-        raise DeviceUnreachable(f"the aarch64 system cannot be built: {reason}")
+        raise DeviceUnreachable(f"the {system.machine} system cannot be built: {reason}")
     for left in path.parent.glob(f".{path.name}-*"):  # by a builder that was killed
         shutil.rmtree(left)
     aside = Path(mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
-        _build(aside / "root")
+        _build(system, aside / "root")
         os.sync()
         (aside / "root").rename(path)
     finally:
         shutil.rmtree(aside)
 
 
-def _build(root: Path) -> None:
-    unpack(_DEBIAN, SUITE, ARCHITECTURE, root)
+def _build(system: System, root: Path) -> None:
+    unpack(system.packages, SUITE, system.architecture, root)
     _merge_usr(root)
     _settle(root)
-    for name, packages in _ENVIRONMENTS.items():
-        _make_environment(root / "opt" / name, packages)
+    for name, packages in system.environments:
+        _make_environment(root / "opt" / name, packages, system.machine)
 
 
 def _merge_usr(root: Path) -> None:
@@ -139,8 +165,9 @@ def _settle(root: Path) -> None:
         shutil.rmtree(root / folder, ignore_errors=True)
 
 
-def _make_environment(folder: Path, packages: tuple[str, ...]) -> None:
-    """A virtual environment, its wheels chosen on this host for the other architecture."""
+def _make_environment(folder: Path, packages: tuple[str, ...], machine: str) -> None:
+    """A virtual environment, its wheels chosen on this host for that machine."""
+    platforms = [f"--platform=manylinux_2_{minor}_{machine}" for minor in _MANYLINUX]
     (folder / "bin").mkdir(parents=True)
     (folder / "bin/python").symlink_to("/usr/bin/python3")
     (folder / "pyvenv.cfg").write_text("home = /usr/bin\ninclude-system-site-packages = false\n")
@@ -148,7 +175,7 @@ def _make_environment(folder: Path, packages: tuple[str, ...]) -> None:
         [
             *(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"),
             *("--no-warn-conflicts", "--only-binary=:all:", "--implementation=cp"),
-            *("--python-version=3.11", *(f"--platform={tag}" for tag in _WHEEL_TAGS)),
+            *("--python-version=3.11", *platforms),
             *("--target", str(folder / "lib/python3.11/site-packages"), *packages),
         ],
         stdin=subprocess.DEVNULL,

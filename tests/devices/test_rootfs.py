@@ -1,4 +1,4 @@
-"""The aarch64 folder and image are whole or not there; nothing foreign is run or fetched here."""
+"""Folders and images are whole or not there; nothing foreign is run or fetched here."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import pytest
 
 from devices.endpoints import image, rootfs
 from devices.endpoints.image import Entry, archive
+from devices.endpoints.power_board import X86_64
+from devices.endpoints.rootfs import System
 from profiles.errors import DeviceUnreachable
 
 
@@ -25,7 +27,7 @@ def leftovers(cache: Path) -> list[str]:
 def test_it_is_built_once(tmp_path, monkeypatch):
     built: list[Path] = []
 
-    def build(root: Path) -> None:
+    def build(system: System, root: Path) -> None:
         root.mkdir()
         (root / "file").write_text("whole")
         built.append(root)
@@ -38,12 +40,26 @@ def test_it_is_built_once(tmp_path, monkeypatch):
     assert leftovers(tmp_path) == [first.path.name]
 
 
+def test_each_system_has_a_folder_of_its_own(tmp_path, monkeypatch):
+    built: list[System] = []
+
+    def build(system: System, root: Path) -> None:
+        root.mkdir()
+        built.append(system)
+
+    monkeypatch.setattr(rootfs, "_build", build)
+    found = [rootfs.rootfs(tmp_path, system) for system in (rootfs.AARCH64, X86_64)]
+    assert built == [rootfs.AARCH64, X86_64]
+    assert [one.system for one in found] == built
+    assert found[0].path != found[1].path
+
+
 def test_many_who_want_it_at_once_build_it_once_and_see_it_whole(tmp_path, monkeypatch):
     built: list[Path] = []
     seen: list[str] = []
     barrier = threading.Barrier(4)
 
-    def build(root: Path) -> None:
+    def build(system: System, root: Path) -> None:
         root.mkdir()
         built.append(root)
         threading.Event().wait(0.2)  # others come while it is half there
@@ -63,7 +79,7 @@ def test_many_who_want_it_at_once_build_it_once_and_see_it_whole(tmp_path, monke
 
 
 def test_what_cannot_be_finished_is_not_there(tmp_path, monkeypatch):
-    def fail(root: Path) -> None:
+    def fail(system: System, root: Path) -> None:
         root.mkdir()
         (root / "half").touch()
         raise DeviceUnreachable("the archive is away")
@@ -75,7 +91,7 @@ def test_what_cannot_be_finished_is_not_there(tmp_path, monkeypatch):
 
 
 def test_what_a_killed_builder_left_is_cleared_away(tmp_path, monkeypatch):
-    monkeypatch.setattr(rootfs, "_build", lambda root: root.mkdir())
+    monkeypatch.setattr(rootfs, "_build", lambda system, root: root.mkdir())
     key = rootfs.rootfs(tmp_path).path.name
     (tmp_path / "rootfs" / key).rmdir()
     half = tmp_path / "rootfs" / f".{key}-abcd" / "root"
@@ -102,6 +118,23 @@ def test_drivers_come_after_those_they_need(tmp_path):
     assert image._with_dependencies(["net"], drivers) == ["base", "failover", "net"]
     with pytest.raises(DeviceUnreachable, match="no driver gone"):
         image._with_dependencies(["gone"], drivers)
+
+
+def test_the_memory_disk_says_which_drivers_to_load_and_how(tmp_path):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/busybox").write_bytes(b"program")
+    folder = tmp_path / "lib/modules/6.1"
+    folder.mkdir(parents=True)
+    for name, depends in {"bus": "", "i2c-stub": "bus", "other": ""}.items():
+        driver(folder, name, depends)
+    entries = {
+        entry.name: entry.content
+        for entry in image._memory_disk(tmp_path, ["i2c_stub chip_addr=0x40,0x0b", "bus"])
+    }
+    order = [line.split() for line in entries["drivers/order"].decode().splitlines()]
+    assert order == [["bus.ko"], ["i2c_stub.ko", "chip_addr=0x40,0x0b"]]
+    assert {"drivers/bus.ko", "drivers/i2c_stub.ko"} < set(entries)
+    assert "drivers/other.ko" not in entries
 
 
 def test_an_archive_reads_back():

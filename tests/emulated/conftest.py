@@ -1,7 +1,8 @@
-"""Aarch64 endpoints, built and started once; what cannot run here is skipped with its reason."""
+"""Emulated endpoints, built and started once; what cannot run here is skipped with its reason."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import pytest
 
 from devices.agent.tiny import tiny_model
 from devices.endpoints import machine, rootfs
+from devices.endpoints.board import Hardware, missing
 from devices.endpoints.emulated import EmulatedBoard, serve_board, serve_phone
-from devices.endpoints.rootfs import Rootfs
+from devices.endpoints.image import Image, board_image
+from devices.endpoints.rootfs import AARCH64, Rootfs, System
 from devices.recorder import RunRecorder
 from devices.session import Job, Session
 from profiles.errors import DeviceUnreachable
@@ -26,15 +29,25 @@ _IO = Io((TensorSpec("x", (1, 4), "float32"),), (TensorSpec("y", (1, 4), "float3
 Measure = Callable[[Session, str], RunRecorder]
 
 
-def built_rootfs() -> Rootfs:
-    """The aarch64 folder, or a skipped test where there can be none."""
+def built_rootfs(system: System = AARCH64) -> Rootfs:
+    """A system's folder, or a skipped test where there can be none."""
     reason = rootfs.missing()
     if reason:
-        pytest.skip(f"no aarch64 system: {reason}")
+        pytest.skip(f"no {system.machine} system: {reason}")
     try:
-        return rootfs.rootfs()
+        return rootfs.rootfs(system=system)
     except DeviceUnreachable as error:
-        pytest.skip(f"no aarch64 system: {error}")
+        pytest.skip(f"no {system.machine} system: {error}")
+
+
+def board_image_of(hardware: Hardware) -> Image:
+    """What a whole board starts from, or a skipped test where there can be none."""
+    if os.environ.get("EDGELOOP_BOARD") != "1":
+        pytest.skip("a whole board takes minutes: for the nightly (EDGELOOP_BOARD=1)")
+    reason = missing(hardware)
+    if reason:
+        pytest.skip(f"no whole board: {reason}")
+    return board_image(built_rootfs(hardware.system), hardware.drivers)
 
 
 @pytest.fixture(scope="session")

@@ -14,9 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from devices.endpoints import board as boards
-from devices.endpoints.board import Board, flaky_link, serve
-from devices.endpoints.image import board_image
+from devices.endpoints.board import ARM_BOARD, Board, flaky_link, serve
 from devices.inventory import Device
 from devices.push import RemoteStore
 from devices.recorder import RunRecorder
@@ -26,7 +24,7 @@ from profiles.canonical import file_sha256
 from profiles.errors import ConnectionLost, DeadlineExceeded, DeviceError
 from profiles.records import Condition
 from tests.builders import device, plan
-from tests.emulated.conftest import Measure, built_rootfs, tiny_job
+from tests.emulated.conftest import Measure, board_image_of, built_rootfs, tiny_job
 
 pytestmark = [pytest.mark.board, pytest.mark.root]
 
@@ -37,13 +35,7 @@ _GRACE_S = 10
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
-    if os.environ.get("EDGELOOP_BOARD") != "1":
-        pytest.skip("a whole board takes minutes: for the nightly (EDGELOOP_BOARD=1)")
-    reason = boards.missing()
-    if reason:
-        pytest.skip(f"no whole board: {reason}")
-    image = board_image(built_rootfs())
-    with serve(image, tmp_path_factory.mktemp("whole-board")) as board:
+    with serve(board_image_of(ARM_BOARD), tmp_path_factory.mktemp("whole-board")) as board:
         yield board
 
 
