@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from pipeline.flow import SUMMARY
 from profiles.errors import UsageError
-from profiles.records import Measurement
+from profiles.measurements import siblings
+from profiles.quality import counting_runs
+from profiles.records import Measurement, Run, Trial, TrialKind
 from profiles.store import Store
 
 BASELINE = "fp32"
@@ -122,3 +124,33 @@ def read_measurements(root: Path, *, blocks: bool = False) -> list[Measurement]:
         raise UsageError(f"{root} is no workspace", f"device-lab run RECIPE --workspace {root}")
     with Store(database) as store:
         return [m for m in store.measurements() if blocks or m.role != "block"]
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """The raw runs that a measurement is made of.
+
+    Args:
+        trials: by kind; none of an artifact that was not measured.
+        counted: for each of them, the runs whose data are in the measurement: none of a trial
+            that was not accepted.
+    """
+
+    trials: Mapping[TrialKind, Trial] = field(default_factory=dict)
+    counted: Mapping[TrialKind, tuple[Run, ...]] = field(default_factory=dict)
+
+
+def read_material(root: Path, measurements: Sequence[Measurement]) -> list[Material]:
+    """The raw runs behind each of these measurements of a workspace, in the same order."""
+    with Store(root / "store.db") as store:
+        trials = store.trials()
+    groups = {trial.key: group for group in siblings(trials) for trial in group.values()}
+    return [_material(groups.get(m.trial, {})) for m in measurements]
+
+
+def _material(trials: Mapping[TrialKind, Trial]) -> Material:
+    counted = {
+        kind: counting_runs(trial) if trial.status == "accepted" else ()
+        for kind, trial in trials.items()
+    }
+    return Material(trials, counted)

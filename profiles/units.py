@@ -21,11 +21,13 @@ def format_ms(latency_ns: float | None, digits: int = 3) -> str:
 
 
 def format_interval_ms(interval_ns: tuple[float, float] | None) -> str:
-    """An interval in milliseconds, or ``unknown``."""
+    """An interval in milliseconds, its ends told apart where six digits can, or ``unknown``."""
     if interval_ns is None:
         return UNKNOWN
     low, high = interval_ns
-    return f"{format_ms(low)}-{format_ms(high)}"
+    digits = next((n for n in (3, 4, 5) if format_ms(low, n) != format_ms(high, n)), 6)
+    digits = 3 if low == high else digits
+    return f"{format_ms(low, digits)}-{format_ms(high, digits)}"
 
 
 def format_mj(energy_uj: float | None, digits: int = 3) -> str:

@@ -48,6 +48,9 @@ def test_unknown_is_never_a_number():
 
 def test_intervals():
     assert format_interval_ms((1_000_000, 1_250_000)) == "1.00-1.25"
+    assert format_interval_ms((1_000_000, 1_002_000)) == "1.000-1.002"
+    assert format_interval_ms((1_000_000, 1_000_100)) == "1.00000-1.00010"
+    assert format_interval_ms((1_000_000, 1_000_000)) == "1.00-1.00"
 
 
 @pytest.mark.parametrize(

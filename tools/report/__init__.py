@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pipeline.overview import Overview, Row, overview
+from pipeline.overview import Material, Overview, Row, overview, read_material
 from profiles import units
 from profiles.records import Measurement
-from tools.report import charts
+from tools.report import charts, pages
+from tools.report import plots as measurement_plots
+from tools.report.charts import script_safe
 
 _FOLDER = Path(__file__).parent
 
@@ -32,12 +35,13 @@ def write_report(root: Path, output: Path | None = None) -> Path:
     path = output or root / "report" / "index.html"
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".partial-{path.name}")
-    aside.write_text(render(found, root), encoding="utf-8")
+    material = read_material(root, [row.measurement for row in found.rows])
+    aside.write_text(render(found, root, material), encoding="utf-8")
     aside.replace(path)
     return path
 
 
-def render(found: Overview, root: Path) -> str:
+def render(found: Overview, root: Path, material: Sequence[Material]) -> str:
     """The report as HTML text."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -47,7 +51,10 @@ def render(found: Overview, root: Path) -> str:
     environment.filters.update(
         ms=units.format_ms,
         interval=units.format_interval_ms,
+        mj=units.format_mj,
+        ratio=units.format_ratio,
         size=units.format_bytes,
+        capfirst=_capfirst,
         percent=_percent,
     )
     variants = [row for row in found.rows if row.measurement.role == "variant"]
@@ -63,9 +70,22 @@ def render(found: Overview, root: Path) -> str:
         front=sorted((r for r in found.rows if r.on_front), key=_latency),
         search=search,
         failures=found.summary.get("failures", []),
+        refused=[row for row in variants if row.measurement.status != "accepted"],
+        remarked=[row for row in variants if row.measurement.remarks],
+        without_energy=_without_energy(variants),
         devices=_devices(found.rows),
+        pages=pages.pages(found.rows, material),
+        key_of=pages.key_of,
         plots=plots,
+        charts=script_safe(
+            {
+                "columns": measurement_plots.COLUMNS,
+                "tables": measurement_plots.TABLES,
+                "specifications": measurement_plots.specifications(),
+            }
+        ),
         library=charts.library(),
+        script=(_FOLDER / "report.js").read_text(encoding="utf-8"),
         style=(_FOLDER / "report.css").read_text(encoding="utf-8"),
         version=version("edgeloop"),
         written=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -95,6 +115,19 @@ def _headline(variants: list[Row]) -> dict[str, Any] | None:
     best = min(usable, key=_latency)
     slower = [r for r in variants if r.speedup is not None and r.speedup < 1 and not _same(r, best)]
     return {"best": best, "slower": slower}
+
+
+def _without_energy(rows: list[Row]) -> list[tuple[str, list[str]]]:
+    """Why there is no energy, and on which devices."""
+    found: dict[str, dict[str, None]] = {}
+    for m in (row.measurement for row in rows):
+        if why := m.unknown.get("energy"):
+            found.setdefault(why, {})[m.device] = None
+    return [(why, list(devices)) for why, devices in found.items()]
+
+
+def _capfirst(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _same(one: Row, other: Row) -> bool:

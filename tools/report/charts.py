@@ -11,8 +11,8 @@ from profiles.units import NS_PER_MS
 
 _HEIGHT = 360
 # Okabe & Ito's palette: told apart with any colour vision, on light and dark.
-_COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]
-
+COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]
+GREY = "#8b949e"
 
 # What the bundle leaves for the page to call.
 _SNIPPET = "window.vegaEmbed = vegaEmbed;"
@@ -36,7 +36,7 @@ def pareto(rows: Sequence[Row]) -> str:
             "ms:Q", title="latency, ms (log)", scale=alt.Scale(type="log", nice=False, padding=24)
         ),
         y=alt.Y("accuracy:Q", title="top-1 accuracy, %", scale=alt.Scale(zero=False, padding=16)),
-        color=alt.Color("what:N", title=None, scale=alt.Scale(range=_COLOURS)),
+        color=alt.Color("what:N", title=None, scale=alt.Scale(range=COLOURS)),
         tooltip=[
             "network:N",
             "format:N",
@@ -56,7 +56,7 @@ def pareto(rows: Sequence[Row]) -> str:
         .mark_line(interpolate="step-after", strokeDash=[4, 3], color="currentColor", opacity=0.5)
         .encode(x="ms:Q", y="accuracy:Q", detail="place:N", order="ms:Q")
     )
-    return _finish(front + spread + marks)
+    return script_safe(finished(front + spread + marks))
 
 
 def prediction(candidates: Sequence[Mapping[str, Any]]) -> str:
@@ -84,7 +84,7 @@ def prediction(candidates: Sequence[Mapping[str, Any]]) -> str:
             scale=scale,
             axis=alt.Axis(tickCount=8),
         ),
-        color=alt.Color("round:N", title=None, scale=alt.Scale(range=_COLOURS)),
+        color=alt.Color("round:N", title=None, scale=alt.Scale(range=COLOURS)),
         tooltip=["network:N", "round:N", "predicted:Q", "measured:Q"],
     )
     marks = base.mark_point(filled=True, size=90, opacity=0.85).encode(
@@ -96,7 +96,7 @@ def prediction(candidates: Sequence[Mapping[str, Any]]) -> str:
         .mark_line(strokeDash=[4, 3], color="currentColor", opacity=0.5)
         .encode(x="predicted:Q", y="measured:Q")
     )
-    return _finish(perfect + spread + marks)
+    return script_safe(finished(perfect + spread + marks))
 
 
 def _point(row: Row) -> dict[str, Any]:
@@ -119,12 +119,10 @@ def _point(row: Row) -> dict[str, Any]:
     }
 
 
-def _finish(chart: Any) -> str:
-    """The specification as JSON that is safe inside a script element."""
+def finished(chart: Any, height: int = _HEIGHT) -> dict[str, Any]:
+    """The specification of a chart that follows the page's width and colours."""
     text = "currentColor"
-    finished = chart.properties(
-        width="container", height=_HEIGHT, background="transparent"
-    ).configure(
+    made = chart.properties(width="container", height=height, background="transparent").configure(
         font="system-ui, sans-serif",
         axis={
             "labelColor": text,
@@ -144,4 +142,10 @@ def _finish(chart: Any) -> str:
         },
         view={"stroke": None},
     )
-    return json.dumps(finished.to_dict()).replace("</", "<\\/")
+    specification: dict[str, Any] = made.to_dict()
+    return specification
+
+
+def script_safe(value: Any) -> str:
+    """JSON that cannot end the script element it stands in, nor begin a comment there."""
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")

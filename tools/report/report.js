@@ -1,0 +1,40 @@
+"use strict";
+// Draws a measurement's charts when its page is opened, and keeps the list of pages in step.
+(() => {
+  const parse = (id) => JSON.parse(document.getElementById(id).textContent);
+  const shared = parse("charts");
+  const options = { actions: false, renderer: "svg" };
+
+  const table = (name, rows) => {
+    const columns = shared.columns[name];
+    return (rows || []).map((row) => Object.fromEntries(columns.map((c, i) => [c, row[i]])));
+  };
+
+  const draw = (page) => {
+    if (!page || page.dataset.drawn) return;
+    page.dataset.drawn = "yes";
+    const data = parse(`data-${page.id}`);
+    for (const place of page.querySelectorAll("[data-chart]")) {
+      const names = shared.tables[place.dataset.tables];
+      const datasets = Object.fromEntries(names.map((name) => [name, table(name, data[name])]));
+      vegaEmbed(place, { ...shared.specifications[place.dataset.chart], datasets }, options);
+    }
+  };
+
+  const choose = document.getElementById("choose");
+  const opened = () => {
+    const page = document.querySelector(".measurement:target");
+    choose.value = page ? location.hash : "#";
+    draw(page);
+  };
+  choose.addEventListener("change", () => {
+    location.hash = choose.value;
+    if (choose.value === "#") scrollTo(0, 0);
+  });
+  addEventListener("hashchange", opened);
+
+  for (const place of document.querySelectorAll("[data-plot]")) {
+    vegaEmbed(place, parse(place.dataset.plot), options);
+  }
+  opened();
+})();
