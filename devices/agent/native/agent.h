@@ -33,11 +33,20 @@ struct job {
     void *model;                /* the runtime's */
 };
 
+/* What the power sensor is read by: files, or what a command prints. */
+struct meter {
+    int64_t period_ns;
+    char **files; /* NULL after the last one */
+    char **command; /* as execvp takes it; NULL in the first place for files */
+};
+
 struct plan {
-    char *runtime, *library, *delegate, *core_mask;
+    char *kind, *runtime, *library, *delegate, *core_mask;
     int threads;
     unsigned deadline_s;
     int64_t warmup_iterations, warmup_ns, iterations, slice_iterations, settle_iterations;
+    int64_t window_ns, period_ns;
+    struct meter *meter; /* or NULL */
     uint64_t seed;
     struct job *jobs;
     size_t job_count;
@@ -49,21 +58,34 @@ const struct dtype *dtype_named(const char *name);
 
 /* runtimes.c */
 
+/* What a model is loaded for: to be timed, or to tell afterwards what took part and how long each
+ * of its operators took. */
+enum purpose { TIMED, EXAMINED };
+
+/* What a library says of itself. */
+struct told {
+    struct text version, build; /* no bytes: it does not tell */
+};
+
 struct runtime {
-    const char *name;
+    const char *name, *title;
     const char *library;  /* the file name to open where the plan names none */
     const char *standard; /* what takes part without a delegate, where that is certain, or NULL */
     /* Find the functions needed and the version; ends by `fail` where the library is another. */
-    void (*open)(void *library, struct text *version);
+    void (*open)(void *library, struct told *told);
+    /* Make what all models share; the first model does it where this was not called. */
+    void (*start)(void);
     /* Add the delegates this build has. */
     void (*available)(struct text *list);
-    /* A model ready to be fed; `examine`: made to tell what took part, not to be timed. */
-    void *(*load)(const struct plan *plan, const struct job *job, bool examine);
+    /* A model ready to be fed. */
+    void *(*load)(const struct plan *plan, const struct job *job, enum purpose purpose);
     void (*feed)(void *model, const struct job *job);
     /* One inference.  This alone is timed. */
     void (*call)(void *model);
     /* Add what took part in the calls of a model loaded to be examined. */
     void (*taking_part)(void *model, struct text *list);
+    /* The profile of the calls of such a model, a list of JSON objects; NULL: it has none. */
+    struct text (*profile)(void *model);
 };
 
 extern const struct runtime onnxruntime, litert; /* onnxruntime.c, litert.c */
@@ -72,12 +94,24 @@ extern const struct runtime *const RUNTIMES[];
 #define HINT "give the path of the runtime's C library (libonnxruntime.so, libLiteRt.so)"
 
 const struct runtime *runtime_named(const char *name);
-void open_runtime(const struct runtime *runtime, const char *path, struct text *version);
+void open_runtime(const struct runtime *runtime, const char *path, struct told *told);
 /* A function of the library, or the end: it is not the library it was taken for. */
 void *function(void *library, const char *name);
 void check_count(size_t taken, const struct job *job);
 /* A path for a file of this process, in a folder that can be written; the file does not exist. */
 char *scratch_path(const char *suffix);
+
+/* A child that reads the power sensor until it is told to stop. */
+struct sampler {
+    int pid, line;
+};
+
+/* What one process does: a plan with its runtime. */
+struct visit {
+    const struct runtime *runtime;
+    struct plan *plan;
+    struct sampler sampler; /* for energy */
+};
 
 /* delegates.c */
 
@@ -85,15 +119,72 @@ char *scratch_path(const char *suffix);
  * what it made.  `status` is that of waitpid. */
 struct text in_child(struct text (*work)(void *given), void *given, int *status);
 /* Find out for every job what really executes it. */
-void find_delegates(const struct runtime *runtime, struct plan *plan);
+void find_delegates(struct visit *visit);
 
 /* environment.c */
 
+/* What the device says of its state: "before" loading, "warm" before timing, and "after" it. */
 void emit_environment(const char *when);
+/* Numbers in the files PREFIX0/FILE, PREFIX1/FILE and so on are those of cores 0, 1... */
+#define CORES "/sys/devices/system/cpu/cpu"
+#define MAX_NUMBERED 256 /* cores, thermal zones */
 /* Run on these cores and no others; a mask the kernel grants in part only is refused. */
 void pin(const char *mask);
 
-/* measure.c, probe.c */
+/* slices.c */
+
+/* Latencies in the order taken, and the slices they were taken in. */
+struct series {
+    int64_t *ns;
+    struct slice {
+        int64_t start_ns, khz; /* of the core right after it; -1 where that is not told */
+        size_t count;
+    } *slices;
+    size_t count, room, slice_count, slice_room;
+};
+
+/* Have memory for `count` latencies more, so that timing needs none. */
+void make_room(struct series *series, size_t count);
+/* Time `count` calls, back to back; returns their sum in ns. */
+int64_t timed_calls(const struct runtime *runtime, const struct job *job, struct series *series,
+                    size_t count);
+/* The last `count` latencies are a slice that began then and is over now. */
+void end_slice(struct series *series, int64_t start_ns, size_t count);
+void timed_slice(const struct runtime *runtime, const struct job *job, struct series *series,
+                 size_t count);
+/* Say what there is, and begin anew: warm-up calls in one event, slices in one each. */
+void emit_warmup(const struct job *job, struct series *series);
+void emit_samples(const struct job *job, struct series *series);
+
+/* memory.c */
+
+/* What this process takes, in bytes. */
+struct resident {
+    int64_t now, peak, file;
+};
+
+struct resident resident(void);
+void measure_memory(const struct visit *visit);
+
+/* sampler.c */
+
+struct sampler start_sampler(const struct meter *meter);
+/* Its readings, as an event; it is gone then. */
+struct text stop_sampler(const struct sampler *sampler, const struct meter *meter);
+
+/* measure.c, app.c, energy.c, probe.c */
+
+/* Load a job's model and call it once; `loaded`, if not NULL, becomes what there was in between. */
+void load_job(const struct visit *visit, struct job *job, enum purpose purpose,
+              struct resident *loaded);
+/* At least so many calls, which last at least so long. */
+void warm_up(const struct visit *visit, const struct job *job, int64_t count, int64_t ns);
+/* Time a job's model slice by slice: its iterations, and until the plan's window has passed since
+ * `since_ns`.  `keep` them, or say them slice by slice. */
+void take_slices(const struct visit *visit, const struct job *job, struct series *series,
+                 bool keep);
+void measure_app(const struct visit *visit);
+void measure_energy(const struct visit *visit);
 
 void measure(struct plan *plan);
 /* Say which runtimes work here; all that are known where none is named. */

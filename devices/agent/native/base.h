@@ -50,6 +50,12 @@ void say_failed(const char *kind, const char *message);
 /* The plan's deadline, a signal handler. */
 void on_alarm(int number);
 
+/* clock.c */
+
+/* CLOCK_MONOTONIC in ns. */
+int64_t now_ns(void);
+void sleep_until(int64_t at_ns);
+
 /* json.c */
 
 enum kind { NOTHING, BOOLEAN, NUMBER, STRING, ARRAY, OBJECT };
@@ -69,6 +75,8 @@ struct value *read_json(const char *path);
 /* The member of that name, or NULL where there is none or it is null; the last one counts. */
 struct value *find(const struct value *object, const char *name, enum kind kind);
 struct value *need(const struct value *object, const char *name, enum kind kind);
+/* The same where it must be there, and may be null. */
+struct value *need_or_null(const struct value *object, const char *name, enum kind kind);
 int64_t need_integer(const struct value *object, const char *name, int64_t least, int64_t most);
 char *find_string(const struct value *object, const char *name);
 

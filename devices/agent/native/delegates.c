@@ -45,11 +45,6 @@ struct text in_child(struct text (*work)(void *given), void *given, int *status)
     return said;
 }
 
-struct visit {
-    const struct runtime *runtime;
-    const struct plan *plan;
-};
-
 /* In a child: one call of each model, loaded to be examined; a line of names for each. */
 static struct text examine(void *given) {
     const struct visit *visit = given;
@@ -57,7 +52,7 @@ static struct text examine(void *given) {
     for (size_t i = 0; i < visit->plan->job_count; i++) {
         const struct job *job = &visit->plan->jobs[i];
         struct text list = {0};
-        void *model = visit->runtime->load(visit->plan, job, true);
+        void *model = visit->runtime->load(visit->plan, job, EXAMINED);
         visit->runtime->feed(model, job);
         visit->runtime->call(model);
         visit->runtime->taking_part(model, &list);
@@ -67,17 +62,17 @@ static struct text examine(void *given) {
 }
 
 /* Let a child find out for every job what executes it. */
-static void ask_child(const struct runtime *runtime, struct plan *plan) {
-    struct visit visit = {runtime, plan};
+static void ask_child(struct visit *visit) {
+    const struct plan *plan = visit->plan;
     int status;
-    struct text said = in_child(examine, &visit, &status);
+    struct text said = in_child(examine, visit, &status);
     char *message = *said.bytes == '!' ? strchr(said.bytes, ' ') : NULL;
     if (message) {
         *message = 0;
         fail(said.bytes + 1, "%s", message + 1);
     }
     if (WIFSIGNALED(status))
-        fail("failed", "%s died of signal %d", runtime->name, WTERMSIG(status));
+        fail("failed", "%s died of signal %d", visit->runtime->name, WTERMSIG(status));
     char *line = said.bytes, *end;
     for (size_t i = 0; i < plan->job_count && (end = strchr(line, '\n')); i++, line = end + 1)
         append_bytes(&plan->jobs[i].delegates, line, (size_t)(end - line));
@@ -90,10 +85,12 @@ static void require(const struct plan *plan, const struct job *job, const char *
              plan->runtime, job->delegates.bytes);
 }
 
-void find_delegates(const struct runtime *runtime, struct plan *plan) {
+void find_delegates(struct visit *visit) {
+    const struct runtime *runtime = visit->runtime;
+    const struct plan *plan = visit->plan;
     bool standard = runtime->standard
                     && (!plan->delegate || !strcmp(plan->delegate, runtime->standard));
-    if (!standard) ask_child(runtime, plan);
+    if (!standard) ask_child(visit);
     for (size_t i = 0; i < plan->job_count; i++) {
         struct job *job = &plan->jobs[i];
         if (!job->delegates.size)

@@ -2,21 +2,28 @@
 
 #include "agent.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+static FILE *open_numbered(const char *prefix, int number, const char *file) {
+    char path[128];
+    snprintf(path, sizeof path, "%s%d/%s", prefix, number, file);
+    return fopen(path, "r");
+}
 
 /* Append the numbers in the files PREFIX0/FILE, PREFIX1/FILE and so on, where there are such. */
 static void append_numbers(struct text *text, const char *prefix, const char *file) {
     const char *comma = "";
     append(text, "[");
-    for (int i = 0; i < 256; i++) {
-        char path[128];
+    for (int i = 0; i < MAX_NUMBERED; i++) {
         long number;
-        snprintf(path, sizeof path, "%s%d/%s", prefix, i, file);
-        FILE *stream = fopen(path, "r");
+        FILE *stream = open_numbered(prefix, i, file);
         if (stream && fscanf(stream, "%ld", &number) == 1) {
             append(text, "%s%ld", comma, number);
             comma = ",";
@@ -26,17 +33,81 @@ static void append_numbers(struct text *text, const char *prefix, const char *fi
     append(text, "]");
 }
 
+/* The cores' governors, each once. */
+static void append_governors(struct text *line) {
+    struct text names = {0};
+    for (int i = 0; i < MAX_NUMBERED; i++) {
+        char name[64];
+        FILE *stream = open_numbered(CORES, i, "cpufreq/scaling_governor");
+        if (stream && fscanf(stream, "%63s", name) == 1 && !lists(&names, name))
+            add_name(&names, name);
+        if (stream) fclose(stream);
+    }
+    if (names.size) append(line, ",\"governors\":[%s]", names.bytes);
+    free(names.bytes);
+}
+
+/* How long the cores were busy since the system began, and were taken away by a hypervisor.
+ * Source: proc(5), /proc/stat: user, nice, system, idle, iowait, irq, softirq and steal. */
+static void append_busy(struct text *line) {
+    long long user, nice, system, irq, soft, steal, tick_ms = 1000 / sysconf(_SC_CLK_TCK);
+    FILE *stream = fopen("/proc/stat", "r");
+    if (stream && fscanf(stream, "cpu %lld %lld %lld %*d %*d %lld %lld %lld", &user, &nice, &system,
+                         &irq, &soft, &steal) == 6)
+        append(line, ",\"busy_ms\":%lld,\"stolen_ms\":%lld",
+               (user + nice + system + irq + soft) * tick_ms, steal * tick_ms);
+    if (stream) fclose(stream);
+}
+
+static int64_t ms_of(struct timeval time) {
+    return (int64_t)time.tv_sec * 1000 + time.tv_usec / 1000;
+}
+
+/* What this process has used of the cores, with its children that have ended. */
+static void append_own(struct text *line) {
+    struct rusage self, children;
+    if (getrusage(RUSAGE_SELF, &self) || getrusage(RUSAGE_CHILDREN, &children)) return;
+    append(line, ",\"own_ms\":%" PRId64, ms_of(self.ru_utime) + ms_of(self.ru_stime)
+           + ms_of(children.ru_utime) + ms_of(children.ru_stime));
+}
+
+/* How long this process' threads were ready to run and did not.
+ * Source: the kernel's sched-stats.rst: the second number of schedstat, in ns. */
+static void append_waited(struct text *line) {
+    DIR *tasks = opendir("/proc/self/task");
+    long long sum = 0;
+    bool told = false;
+    for (struct dirent *task; tasks && (task = readdir(tasks));) {
+        char path[300];
+        long long waited;
+        snprintf(path, sizeof path, "/proc/self/task/%s/schedstat", task->d_name);
+        FILE *stream = fopen(path, "r");
+        if (stream && fscanf(stream, "%*d %lld", &waited) == 1) {
+            sum += waited;
+            told = true;
+        }
+        if (stream) fclose(stream);
+    }
+    if (tasks) closedir(tasks);
+    if (told) append(line, ",\"waited_ms\":%lld", sum / 1000000);
+}
+
 void emit_environment(const char *when) {
     struct text line = {0};
     double load;
-    append(&line, "{\"event\":\"environment\",\"when\":\"%s\",", when);
+    append(&line, "{\"event\":\"environment\",\"when\":\"%s\",\"at_ns\":%" PRId64 ",", when,
+           now_ns());
     FILE *stream = fopen("/proc/loadavg", "r");
     if (stream && fscanf(stream, "%lf", &load) == 1) append(&line, "\"load_1min\":%.2f,", load);
     if (stream) fclose(stream);
     append(&line, "\"frequencies_khz\":");
-    append_numbers(&line, "/sys/devices/system/cpu/cpu", "cpufreq/scaling_cur_freq");
+    append_numbers(&line, CORES, "cpufreq/scaling_cur_freq");
     append(&line, ",\"temperatures_mdegc\":");
     append_numbers(&line, "/sys/class/thermal/thermal_zone", "temp");
+    append_governors(&line);
+    append_busy(&line);
+    append_own(&line);
+    append_waited(&line);
     append(&line, ",\"clock\":\"clock_gettime(CLOCK_MONOTONIC)\"}");
     emit(&line);
 }

@@ -159,12 +159,17 @@ struct value *read_json(const char *path) {
     return value;
 }
 
-struct value *find(const struct value *object, const char *name, enum kind kind) {
+static struct value *member(const struct value *object, const char *name) {
     struct value *found = NULL;
     if (object->kind != OBJECT)
         fail("failed", "%s is to be found in %s", name, KINDS[object->kind]);
-    for (struct value *member = object->first; member; member = member->next)
-        if (!strcmp(member->name, name)) found = member;
+    for (struct value *each = object->first; each; each = each->next)
+        if (!strcmp(each->name, name)) found = each;
+    return found;
+}
+
+struct value *find(const struct value *object, const char *name, enum kind kind) {
+    struct value *found = member(object, name);
     if (!found || found->kind == NOTHING) return NULL;
     if (found->kind != kind)
         fail("failed", "%s is %s, not %s", name, KINDS[found->kind], KINDS[kind]);
@@ -175,6 +180,11 @@ struct value *need(const struct value *object, const char *name, enum kind kind)
     struct value *found = find(object, name, kind);
     if (!found) fail("failed", "the plan has no %s", name);
     return found;
+}
+
+struct value *need_or_null(const struct value *object, const char *name, enum kind kind) {
+    if (!member(object, name)) fail("failed", "the plan has no %s", name);
+    return find(object, name, kind);
 }
 
 int64_t need_integer(const struct value *object, const char *name, int64_t least,

@@ -60,7 +60,7 @@ static void lrt_check(int status, const char *what) {
 
 /* LiteRT's C library does not tell its version: a hash of its bytes stands for it.
  * Source: FNV-1a, 64 bits (Fowler, Noll and Vo). */
-static void lrt_open(void *library, struct text *version) {
+static void lrt_open(void *library, struct told *told) {
 #define LRT_FIND(name, symbol, arguments) *(void **)&lrt.name = function(library, "LiteRt" symbol);
     LRT_FUNCTIONS(LRT_FIND)
     Dl_info info;
@@ -73,7 +73,7 @@ static void lrt_open(void *library, struct text *version) {
         for (size_t i = 0; i < got; i++) hash = (hash ^ piece[i]) * 0x100000001b3u;
     if (ferror(file)) fail("failed", "%s: %s", info.dli_fname, strerror(errno));
     fclose(file);
-    append(version, "libLiteRt %016" PRIx64, hash);
+    append(&told->version, "libLiteRt %016" PRIx64, hash);
 }
 
 static void lrt_available(struct text *list) {
@@ -105,15 +105,19 @@ struct lrt_model {
     size_t input_count, output_count;
 };
 
-static void *lrt_load(const struct plan *plan, const struct job *job, bool examine) {
+static void lrt_start(void) {
+    if (!lrt_environment)
+        lrt_check(lrt.create_environment(0, NULL, &lrt_environment), "make an environment");
+}
+
+static void *lrt_load(const struct plan *plan, const struct job *job, enum purpose purpose) {
     struct lrt_model *model = zeroed(1, sizeof *model);
     void *options;
     char settings[64];
     bool builtin = plan->delegate && !strcmp(plan->delegate, "builtin");
     if (plan->delegate && !builtin && strcmp(plan->delegate, "XNNPACK"))
         fail("fallback", "this agent cannot ask LiteRT for %s", plan->delegate);
-    if (!lrt_environment)
-        lrt_check(lrt.create_environment(0, NULL, &lrt_environment), "make an environment");
+    lrt_start();
     model->model = lrt_read(job->path);
     lrt_check(lrt.create_options(&options), "make options");
     lrt_check(lrt.set_accelerators(options, 1), "use the CPU");
@@ -121,10 +125,11 @@ static void *lrt_load(const struct plan *plan, const struct job *job, bool exami
     snprintf(settings, sizeof settings, "num_threads = %d\n%s", plan->threads,
              builtin ? "kernel_mode = 2\n" : "");
     lrt_add_settings(options, "xnnpack", settings);
-    if (examine) lrt_add_settings(options, "runtime_options_string", "enable_profiling = true\n");
+    if (purpose == EXAMINED)
+        lrt_add_settings(options, "runtime_options_string", "enable_profiling = true\n");
     lrt_check(lrt.compile(lrt_environment, model->model, options, &model->compiled),
               "compile the model");
-    if (examine && !lrt.profiler(model->compiled, &model->profiler) && model->profiler)
+    if (purpose == EXAMINED && !lrt.profiler(model->compiled, &model->profiler) && model->profiler)
         lrt.start_profiler(model->profiler);
     return model;
 }
@@ -204,8 +209,10 @@ static void lrt_taking_part(void *loaded, struct text *list) {
 
 const struct runtime litert = {
     .name = "litert",
+    .title = "LiteRT",
     .library = "libLiteRt.so",
     .open = lrt_open,
+    .start = lrt_start,
     .available = lrt_available,
     .load = lrt_load,
     .feed = lrt_feed,

@@ -1,76 +1,67 @@
-/* Measuring: models are loaded, warmed up and timed in turns. */
+/* Measuring: a model is loaded, warmed up and timed, in the way of the plan's kind. */
 
 #include "agent.h"
 
-#include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
-static int64_t now_ns(void) {
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
-}
-
-/* A list of latencies that grows between slices. */
-struct series {
-    int64_t *ns;
-    size_t count, room;
-};
-
-/* Time `count` calls; returns their sum in ns. */
-static int64_t timed_slice(const struct runtime *runtime, void *model, struct series *series,
-                           size_t count) {
-    if (series->count + count > series->room) {
-        series->room = (series->count + count) * 2;
-        series->ns = realloc(series->ns, series->room * sizeof *series->ns);
-        if (!series->ns) out_of_memory();
-    }
-    int64_t *taken = series->ns + series->count, sum = 0;
-    memset(taken, 0, count * sizeof *taken); /* the pages are there before they are timed */
-    for (size_t i = 0; i < count; i++) {
-        int64_t start = now_ns();
-        runtime->call(model);
-        taken[i] = now_ns() - start;
-        sum += taken[i];
-    }
-    series->count += count;
-    return sum;
-}
-
-static void emit_series(const char *event, const struct job *job, struct series *series,
-                        int64_t start_ns) {
-    struct text line = {0};
-    append(&line, "{\"event\":\"%s\",\"job\":%s,\"ns\":[", event, job->quoted_id);
-    for (size_t i = 0; i < series->count; i++)
-        append(&line, i ? ",%" PRId64 : "%" PRId64, series->ns[i]);
-    append(&line, "],\"start_ns\":%" PRId64 ",\"khz\":null}", start_ns);
-    emit(&line);
-    series->count = 0;
-}
-
-static void load_job(const struct runtime *runtime, const struct plan *plan, struct job *job) {
+void load_job(const struct visit *visit, struct job *job, enum purpose purpose,
+              struct resident *loaded) {
+    const struct runtime *runtime = visit->runtime;
     int64_t start = now_ns();
-    job->model = runtime->load(plan, job, false);
-    int64_t loaded = now_ns();
+    job->model = runtime->load(visit->plan, job, purpose);
+    int64_t ready = now_ns();
+    if (loaded) *loaded = resident();
     runtime->feed(job->model, job);
     int64_t called = now_ns();
     runtime->call(job->model);
     int64_t first = now_ns();
     struct text line = {0};
     append(&line, "{\"event\":\"loaded\",\"job\":%s,\"load_ns\":%" PRId64 ",\"first_ns\":%" PRId64
-           ",\"delegates\":[%s],\"threads\":%d}", job->quoted_id, loaded - start, first - called,
-           job->delegates.bytes, plan->threads);
+           ",\"delegates\":[%s],\"threads\":%d}", job->quoted_id, ready - start, first - called,
+           job->delegates.bytes, visit->plan->threads);
     emit(&line);
 }
 
-static void warm_up(const struct runtime *runtime, const struct plan *plan,
-                    const struct job *job, struct series *series) {
-    size_t enough = (size_t)plan->warmup_iterations;
+void warm_up(const struct visit *visit, const struct job *job, int64_t count, int64_t ns) {
+    static struct series series;
+    size_t enough = (size_t)count;
     int64_t spent = 0;
-    while (series->count < enough || spent < plan->warmup_ns)
-        spent += timed_slice(runtime, job->model, series, enough ? enough : 1);
-    emit_series("warmup", job, series, 0);
+    while (series.count < enough || spent < ns)
+        spent += timed_calls(visit->runtime, job, &series, enough ? enough : 1);
+    emit_warmup(job, &series);
+}
+
+static void warm_up_as_planned(const struct visit *visit, const struct job *job) {
+    warm_up(visit, job, visit->plan->warmup_iterations, visit->plan->warmup_ns);
+}
+
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* How many calls the next slice has, `done` of them made since `since_ns`; 0 at the end. */
+static size_t next_slice(const struct plan *plan, int64_t done, int64_t since_ns) {
+    if (done < plan->iterations)
+        return (size_t)least(plan->slice_iterations, plan->iterations - done);
+    return now_ns() - since_ns < plan->window_ns ? (size_t)plan->slice_iterations : 0;
+}
+
+void take_slices(const struct visit *visit, const struct job *job, struct series *series,
+                 bool keep) {
+    int64_t since_ns = now_ns(), done = 0;
+    for (size_t size; (size = next_slice(visit->plan, done, since_ns)); done += (int64_t)size) {
+        timed_slice(visit->runtime, job, series, size);
+        if (!keep) emit_samples(job, series);
+    }
+}
+
+/* Look at the device, which may take long, and then warm up again what cooled down meanwhile. */
+static void look_when_warm(const struct visit *visit, const struct job *job) {
+    const struct plan *plan = visit->plan;
+    int64_t start = now_ns();
+    emit_environment("warm");
+    int64_t taken = now_ns() - start;
+    int64_t count = least(plan->warmup_iterations, plan->settle_iterations);
+    int64_t ns = least(plan->warmup_ns, taken);
+    if (count || ns) warm_up(visit, job, count, ns);
 }
 
 /* Source: splitmix64 (Vigna), a generator of 64 bits of state that any seed starts well. */
@@ -89,44 +80,106 @@ static void shuffle(size_t *order, size_t count, uint64_t *state) {
     }
 }
 
-/* Warm every model up, then time them slice by slice, in a new random order each round. */
-static void take_turns(const struct runtime *runtime, const struct plan *plan) {
+/* Time several models slice by slice, in a new random order each round.  Another one's turn has
+ * cooled the caches; a few calls bring them back, kept as warm-up. */
+static void take_turns(const struct visit *visit) {
+    const struct plan *plan = visit->plan;
     struct series series = {0};
-    for (size_t i = 0; i < plan->job_count; i++)
-        warm_up(runtime, plan, &plan->jobs[i], &series);
-    size_t settle = plan->job_count > 1 ? (size_t)plan->settle_iterations : 0;
     size_t *order = zeroed(plan->job_count, sizeof *order);
     uint64_t state = plan->seed;
-    for (int64_t left = plan->iterations; left > 0; left -= plan->slice_iterations) {
-        int64_t size = left < plan->slice_iterations ? left : plan->slice_iterations;
+    int64_t since_ns = now_ns(), done = 0;
+    for (size_t size; (size = next_slice(plan, done, since_ns)); done += (int64_t)size) {
         for (size_t i = 0; i < plan->job_count; i++) order[i] = i;
         shuffle(order, plan->job_count, &state);
         for (size_t turn = 0; turn < plan->job_count; turn++) {
             const struct job *job = &plan->jobs[order[turn]];
-            if (settle) {
-                timed_slice(runtime, job->model, &series, settle);
-                emit_series("warmup", job, &series, 0);
-            }
-            int64_t start_ns = now_ns();
-            timed_slice(runtime, job->model, &series, (size_t)size);
-            emit_series("samples", job, &series, start_ns);
+            if (plan->settle_iterations) warm_up(visit, job, plan->settle_iterations, 0);
+            timed_slice(visit->runtime, job, &series, size);
+            emit_samples(job, &series);
         }
     }
 }
 
-void measure(struct plan *plan) {
-    if (plan->core_mask) pin(plan->core_mask);
-    const struct runtime *runtime = runtime_named(plan->runtime);
-    struct text version = {0}, line = {0};
-    open_runtime(runtime, plan->library, &version);
-    append(&line, "{\"event\":\"hello\",\"agent\":\"native\",\"runtime\":\"%s\",\"version\":%s,"
-           "\"build\":null}", runtime->name, quoted(version.bytes));
+static void measure_latency(const struct visit *visit) {
+    const struct plan *plan = visit->plan;
+    struct series series = {0};
+    for (size_t i = 0; i < plan->job_count; i++) load_job(visit, &plan->jobs[i], TIMED, NULL);
+    for (size_t i = 0; i < plan->job_count; i++) warm_up_as_planned(visit, &plan->jobs[i]);
+    if (plan->job_count == 1) {
+        look_when_warm(visit, plan->jobs);
+        take_slices(visit, plan->jobs, &series, false);
+    } else {
+        emit_environment("warm");
+        take_turns(visit);
+    }
+}
+
+/* The session is one whose operators are timed, too; its latencies are of that. */
+static void measure_operators(const struct visit *visit) {
+    struct job *job = visit->plan->jobs;
+    struct series series = {0};
+    load_job(visit, job, EXAMINED, NULL);
+    warm_up_as_planned(visit, job);
+    emit_environment("warm");
+    take_slices(visit, job, &series, false);
+    struct text trace = visit->runtime->profile(job->model), line = {0};
+    for (char *at = trace.bytes; *at; at++)
+        if (*at == '\n' || *at == '\r') *at = ' ';
+    append(&line, "{\"event\":\"operators\",\"job\":%s,\"trace\":", job->quoted_id);
+    append_bytes(&line, trace.bytes, trace.size);
+    append(&line, "}");
     emit(&line);
+}
+
+/* What a kind of trial does between the two looks at the device. */
+static const struct procedure {
+    const char *kind;
+    void (*carry_out)(const struct visit *visit);
+    bool of_one; /* it takes one job */
+} PROCEDURES[] = {
+    {"latency", measure_latency, false}, {"sustained", measure_latency, true},
+    {"app", measure_app, true},          {"memory", measure_memory, true},
+    {"energy", measure_energy, true},    {"operators", measure_operators, true},
+};
+
+static const struct procedure *procedure_of(const struct plan *plan) {
+    for (size_t i = 0; i < LENGTH(PROCEDURES); i++) {
+        const struct procedure *found = &PROCEDURES[i];
+        if (strcmp(found->kind, plan->kind)) continue;
+        if (found->of_one && plan->job_count != 1)
+            fail("failed", "%s is of one job, not of %zu", plan->kind, plan->job_count);
+        return found;
+    }
+    fail("failed", "this agent measures no '%s'", plan->kind);
+}
+
+static void say_hello(const struct runtime *runtime, const struct told *told) {
+    struct text line = {0};
+    append(&line, "{\"event\":\"hello\",\"agent\":\"native\",\"runtime\":\"%s\",\"version\":%s,"
+           "\"build\":%s}", runtime->name, quoted(told->version.bytes),
+           told->build.size ? quoted(told->build.bytes) : "null");
+    emit(&line);
+}
+
+void measure(struct plan *plan) {
+    const struct procedure *procedure = procedure_of(plan);
+    struct visit visit = {.runtime = runtime_named(plan->runtime), .plan = plan};
+    struct told told = {0};
+    if (!strcmp(plan->kind, "operators") && !visit.runtime->profile)
+        fail("failed", "%s has no profile of operators", visit.runtime->title);
+    if (!strcmp(plan->kind, "energy")) {
+        if (!plan->meter) fail("failed", "energy needs a meter");
+        /* Before it is told which cores to use, and while there is little to copy. */
+        visit.sampler = start_sampler(plan->meter);
+    }
+    if (plan->core_mask) pin(plan->core_mask);
+    open_runtime(visit.runtime, plan->library, &told);
+    say_hello(visit.runtime, &told);
     emit_environment("before");
-    find_delegates(runtime, plan);
-    for (size_t i = 0; i < plan->job_count; i++) load_job(runtime, plan, &plan->jobs[i]);
-    take_turns(runtime, plan);
+    find_delegates(&visit);
+    procedure->carry_out(&visit);
     emit_environment("after");
+    struct text line = {0};
     append(&line, "{\"event\":\"done\"}");
     emit(&line);
 }

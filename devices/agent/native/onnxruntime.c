@@ -40,6 +40,9 @@ typedef void *Status; /* NULL: well */
                                        const char *const *values, size_t count))
 /* The version of the table that has all of these; the library may be any later one. */
 #define ORT_API_VERSION 12
+/* The first version with GetBuildInfoString, and where it is. */
+#define ORT_BUILD_API_VERSION 15
+#define ORT_BUILD_POSITION 254
 
 #define ORT_FIELD(position, type, name, arguments) type (*name) arguments;
 static struct { ORT_FUNCTIONS(ORT_FIELD) } ort;
@@ -49,7 +52,7 @@ static void ort_check(Status status) {
     if (status) fail("failed", "%s", ort.error_message(status));
 }
 
-static void ort_open(void *library, struct text *version) {
+static void ort_open(void *library, struct told *told) {
     struct base {
         const void *const *(*table)(uint32_t version);
         const char *(*version)(void);
@@ -63,7 +66,13 @@ static void ort_open(void *library, struct text *version) {
              ORT_API_VERSION);
 #define ORT_FIND(position, type, name, arguments) *(const void **)&ort.name = table[position];
     ORT_FUNCTIONS(ORT_FIND)
-    append(version, "%s", base->version());
+    append(&told->version, "%s", base->version());
+    const void *const *later = base->table(ORT_BUILD_API_VERSION);
+    if (!later) return;
+    const char *(*build)(void);
+    *(const void **)&build = later[ORT_BUILD_POSITION];
+    const char *said = build();
+    if (said) append(&told->build, "%s", said);
 }
 
 static void ort_available(struct text *list) {
@@ -90,19 +99,22 @@ struct ort_model {
     void *session, *binding;
 };
 
-static void *ort_load(const struct plan *plan, const struct job *job, bool examine) {
+static void ort_start(void) {
+    if (ort_env) return;
+    ort_check(ort.create_env(3, "agent", &ort_env));
+    ort_check(ort.default_allocator(&ort_allocator));
+    ort_check(ort.create_memory_info(0, 0, &ort_memory));
+}
+
+static void *ort_load(const struct plan *plan, const struct job *job, enum purpose purpose) {
     struct ort_model *model = zeroed(1, sizeof *model);
     void *options;
-    if (!ort_env) {
-        ort_check(ort.create_env(3, "agent", &ort_env));
-        ort_check(ort.default_allocator(&ort_allocator));
-        ort_check(ort.create_memory_info(0, 0, &ort_memory));
-    }
+    ort_start();
     ort_check(ort.create_options(&options));
     ort_check(ort.set_severity(options, 3));
     ort_check(ort.set_intra_threads(options, plan->threads));
     ort_check(ort.set_inter_threads(options, 1));
-    if (examine) ort_check(ort.enable_profiling(options, scratch_path("")));
+    if (purpose == EXAMINED) ort_check(ort.enable_profiling(options, scratch_path("")));
     if (plan->delegate && strcmp(plan->delegate, "CPUExecutionProvider"))
         ort_ask_for(options, plan->delegate, plan->threads);
     ort_check(ort.create_session(ort_env, job->path, options, &model->session));
@@ -136,14 +148,20 @@ static void ort_call(void *loaded) {
     ort_check(ort.run_bound(model->session, NULL, model->binding));
 }
 
-/* The profile of a run names the provider of every node that ran. */
-static void ort_taking_part(void *loaded, struct text *list) {
+static struct text ort_profile(void *loaded) {
     struct ort_model *model = loaded;
-    char *path, **names;
-    int count;
+    char *path;
     ort_check(ort.end_profiling(model->session, ort_allocator, &path));
     struct text profile = read_file(path);
     unlink(path);
+    return profile;
+}
+
+/* The profile of a run names the provider of every node that ran. */
+static void ort_taking_part(void *loaded, struct text *list) {
+    struct text profile = ort_profile(loaded);
+    char **names;
+    int count;
     ort_check(ort.providers(&names, &count));
     for (int i = 0; i < count; i++)
         if (lists(&profile, names[i])) add_name(list, names[i]);
@@ -151,12 +169,15 @@ static void ort_taking_part(void *loaded, struct text *list) {
 
 const struct runtime onnxruntime = {
     .name = "onnxruntime",
+    .title = "ONNX Runtime",
     .library = "libonnxruntime.so",
     .standard = "CPUExecutionProvider",
     .open = ort_open,
+    .start = ort_start,
     .available = ort_available,
     .load = ort_load,
     .feed = ort_feed,
     .call = ort_call,
     .taking_part = ort_taking_part,
+    .profile = ort_profile,
 };

@@ -9,6 +9,8 @@
 #include <sys/stat.h>
 
 #define PLAN_FORMAT 3
+/* A year; sums of such times do not overflow. */
+#define LONGEST_NS 31536000000000000
 
 /* Source: ONNXTensorElementDataType in onnxruntime_c_api.h; TfLiteType in tflite_types.h, which
  * LiteRtElementType repeats. */
@@ -63,6 +65,30 @@ static void read_job(const struct value *spec, struct job *job) {
         if (name->kind != STRING) fail("failed", "expect is a list of names");
 }
 
+/* A list of texts, NULL after the last one. */
+static char **read_words(const struct value *object, const char *name) {
+    struct value *list = need(object, name, ARRAY);
+    size_t count = 0;
+    for (struct value *each = list->first; each; each = each->next, count++)
+        if (each->kind != STRING) fail("failed", "%s is a list of texts", name);
+    char **words = zeroed(count + 1, sizeof *words);
+    count = 0;
+    for (struct value *each = list->first; each; each = each->next) words[count++] = each->string;
+    return words;
+}
+
+static struct meter *read_meter(const struct value *root) {
+    struct value *spec = need_or_null(root, "meter", OBJECT);
+    if (!spec) return NULL;
+    struct meter *meter = zeroed(1, sizeof *meter);
+    meter->period_ns = need_integer(spec, "period_ns", 1, LONGEST_NS);
+    meter->files = read_words(spec, "files");
+    meter->command = read_words(spec, "command");
+    if (!*meter->files && !*meter->command)
+        fail("failed", "the meter has neither files nor a command");
+    return meter;
+}
+
 struct plan read_plan(const char *path) {
     struct value *root = read_json(path);
     int64_t format = need_integer(root, "format", INT64_MIN, INT64_MAX);
@@ -70,6 +96,7 @@ struct plan read_plan(const char *path) {
         fail("failed", "plan format %" PRId64 ", this agent speaks %d", format, PLAN_FORMAT);
     static const int64_t many = 1000000000;
     struct plan plan = {
+        .kind = need(root, "kind", STRING)->string,
         .runtime = need(root, "runtime", STRING)->string,
         .library = find_string(root, "library"),
         .delegate = find_string(root, "delegate"),
@@ -77,10 +104,13 @@ struct plan read_plan(const char *path) {
         .threads = (int)need_integer(root, "threads", 1, 1024),
         .deadline_s = (unsigned)need_integer(root, "deadline_s", 1, many),
         .warmup_iterations = need_integer(root, "warmup_iterations", 0, many),
-        .warmup_ns = need_integer(root, "warmup_ns", 0, INT64_MAX),
+        .warmup_ns = need_integer(root, "warmup_ns", 0, LONGEST_NS),
         .iterations = need_integer(root, "iterations", 0, many),
         .slice_iterations = need_integer(root, "slice_iterations", 1, many),
         .settle_iterations = need_integer(root, "settle_iterations", 0, many),
+        .window_ns = need_integer(root, "window_ns", 0, LONGEST_NS),
+        .period_ns = need_integer(root, "period_ns", 0, LONGEST_NS),
+        .meter = read_meter(root),
         .seed = (uint64_t)need_integer(root, "seed", INT64_MIN, INT64_MAX),
     };
     struct value *jobs = need(root, "jobs", ARRAY);

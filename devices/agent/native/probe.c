@@ -48,20 +48,22 @@ static char *write_tiny_model(const struct runtime *runtime) {
 /* In a child: open the library and run a tiny model; the runtime's part of the answer. */
 static struct text try_runtime(void *given) {
     const struct question *question = given;
-    struct text answer = {0}, version = {0}, available = {0};
+    struct text answer = {0}, available = {0};
+    struct told told = {0};
     alarm(60);
     const struct runtime *runtime = runtime_named(question->name);
-    open_runtime(runtime, question->library, &version);
+    open_runtime(runtime, question->library, &told);
     static _Alignas(64) float values[64] = {-1, 0, 1, 2};
     struct job job = {.id = "tiny", .path = write_tiny_model(runtime), .input_count = 1};
     job.inputs[0] = (struct input){dtype_named("float32"), {1, 4}, 2, 4 * sizeof *values, values};
     struct plan plan = {.threads = 1};
-    void *model = runtime->load(&plan, &job, false);
+    void *model = runtime->load(&plan, &job, TIMED);
     runtime->feed(model, &job);
     runtime->call(model);
     append_bytes(&available, "", 0);
     runtime->available(&available);
-    append(&answer, "{\"version\":%s,\"delegates\":[%s]}", quoted(version.bytes), available.bytes);
+    append(&answer, "{\"version\":%s,\"delegates\":[%s]}", quoted(told.version.bytes),
+           available.bytes);
     return answer;
 }
 

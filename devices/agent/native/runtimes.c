@@ -16,10 +16,10 @@ const struct runtime *runtime_named(const char *name) {
          RUNTIMES[0]->name, RUNTIMES[1]->name);
 }
 
-void open_runtime(const struct runtime *runtime, const char *path, struct text *version) {
+void open_runtime(const struct runtime *runtime, const char *path, struct told *told) {
     void *library = dlopen(path ? path : runtime->library, RTLD_NOW | RTLD_LOCAL);
     if (!library) fail("runtime-missing", "%s; %s", dlerror(), HINT);
-    runtime->open(library, version);
+    runtime->open(library, told);
 }
 
 void *function(void *library, const char *name) {
