@@ -21,7 +21,7 @@ from devices.inventory import Device
 from devices.lab import DeviceState
 from devices.launch import Agents, clear_leftovers, host_word
 from devices.lease import Lease
-from devices.meter.base import Sampling
+from devices.meter import Meter, Sampling, find_meter
 from devices.push import RemoteStore
 from devices.recorder import RunRecorder
 from devices.transport.base import Transport
@@ -97,7 +97,12 @@ class Session:
 
     @contextmanager
     def under(
-        self, condition: Condition, on_state: StateSink, *, deadline_s: int
+        self,
+        condition: Condition,
+        on_state: StateSink,
+        *,
+        deadline_s: int,
+        tolerate: Sequence[str] = (),
     ) -> Iterator[Mapping[str, Any]]:
         """Bring the device under a condition, and back in every way out.
 
@@ -105,15 +110,18 @@ class Session:
             condition: its cores and mode are looked at.
             on_state: told while the device is waited for, and why.
             deadline_s: of one run; while one lasts, nothing is put back.
+            tolerate: codes of reasons that data are not to be refused for.
 
         Yields:
-            The device's state, for the record of each run.
+            For the record of each run: the device's state, what it is, and the limits it is to keep
+            while it measures.
 
         Raises:
             NotReady: what must hold does not; every reason is said.
         """
+        known = {"limits": self._limits(tolerate), "device": self._described()}
         if self.device.is_scripted:
-            yield {}
+            yield known
             return
         with applied(
             self.transport,
@@ -129,19 +137,49 @@ class Session:
             self._note(DeviceState.READY, "")
             self._governor, self._token = found.readings.governor, found.token
             try:
-                yield found.environment()
+                yield {**found.environment(), **known}
             finally:
                 self._governor, self._token = None, ""
 
-    def settle(self, condition: Condition, on_state: StateSink) -> None:
+    def _limits(self, tolerate: Sequence[str]) -> dict[str, Any]:
+        return {
+            "foreign_load_cores": self.device.all_gates().max_foreign_load_cores,
+            "throttle_mdegc": self.device.details().throttle_mdegc,
+            "tolerate": list(tolerate),
+        }
+
+    def _described(self) -> dict[str, Any]:
+        """What of the device's facts decides its latencies; what it does not tell is left out."""
+        names = {
+            "kernel": "kernel",
+            "os_build": "os_build",
+            "governor": "governor",
+            "power_source": "power_source",
+            "clock": "clock_source",
+            "cores": "cores",
+        }
+        return {mine: self.facts[name] for mine, name in names.items() if name in self.facts}
+
+    def meter(self) -> Meter:
+        """The device's power sensor.
+
+        Raises:
+            MeterError: it has none that can be read.
+        """
+        return find_meter(self.device, self.facts)
+
+    def settle(self, condition: Condition, on_state: StateSink) -> Mapping[str, Any]:
         """Before a run: wait for what passes with time.
+
+        Returns:
+            The device's state as it is now, or nothing where it is not looked at again.
 
         Raises:
             NotReady: if the device does not come within its gates in time.
         """
         gates, pinned = self.device.all_gates(), condition.mode == "pinned"
         if self.device.is_scripted or not (gates.pass_with_time or pinned):
-            return
+            return {}
         system = str(self.facts.get("system", "linux"))
         told = self._telling(on_state)
         found = settle(self.transport, system, gates, condition, on_state=told)
@@ -151,6 +189,7 @@ class Session:
                 [refusal.advice for refusal in found.refusals],
             )
         self._note(DeviceState.READY, "")
+        return {**found.readings.environment(), "waited_s": found.waited_s}
 
     def _telling(self, on_state: StateSink) -> StateSink:
         def tell(state: str, why: str) -> None:

@@ -4,30 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from devices.inventory import Device
-from devices.recorder import RunRecorder
+from devices.meter import Meter
 from devices.session import Job, Session
 from devices.visit import give_up, serial_of, visit
 from pipeline.data import Images
-from pipeline.spool import Spool, make_run
+from pipeline.rounds import Ground, Rounds, Tally
+from pipeline.spool import Spool
 from pipeline.stage import Workspace
 from profiles.durable import write_whole
-from profiles.errors import (
-    AgentError,
-    DeadlineExceeded,
-    DeviceError,
-    LeaseLost,
-    StaleFence,
-)
+from profiles.errors import DeadlineExceeded, DeviceError, MeterError, StaleFence
 from profiles.recipe import ANY_DELEGATE, Measure
-from profiles.records import Artifact, Condition, Trial
+from profiles.records import Artifact, Condition, Plan, Trial
 from profiles.store import trial_key
 
 #: After visits in a row that broke off without one more run, wait so long in seconds; a board takes
@@ -68,6 +62,7 @@ def measure(
     settings: Measure,
     *,
     together: bool = False,
+    plans: Sequence[Plan] | None = None,
 ) -> list[Trial]:
     """Measure artifacts on a device, or find them measured.
 
@@ -75,36 +70,42 @@ def measure(
     a drift of the device falls on all alike.  Each run is stored as soon as it ends: after a kill
     or a broken link the same call goes on where it was, and a campaign that is complete does not
     touch the device.  A link that breaks is taken up again in a new visit; the run it broke is
-    kept, marked, and made anew.
+    kept, marked, and made anew, as is one whose data are refused.
 
     Args:
         workspace: whose store takes the samples.
         device: to measure on.
         subjects: what to measure; their parity has been checked.
-        settings: runs, iterations, warm-up, thread counts.
+        settings: thread counts, limits of time, what is tolerated.
         together: let all artifacts of a runtime share each process and take turns in it, for
             blocks that are far smaller than a process' start.
+        plans: what to measure of each, in this order; all that ``settings`` ask for if not given.
 
     Returns:
-        The trials, closed; one that the agent could not measure is ``failed`` with its reason.
+        The trials, one for each artifact, thread count and plan.  Each is closed, with a reason
+        where it is not accepted; one that the time was not enough for is open, to be gone on with.
 
     Raises:
-        DeviceError: if the device cannot be reached or leaves; what was measured is kept.
+        DeviceError: if the device cannot be reached, or leaves before all latencies are measured;
+            what was measured is kept.
     """
-    campaign = _Campaign(workspace, device, subjects, settings, together)
+    campaign = _Campaign(workspace, device, subjects, settings, together, plans or settings.plans())
     broken: list[DeviceError] = []
     while due := campaign.due():
         workspace.progress(f"measure: connecting to {device.id}")
-        runs = campaign.runs
+        runs = campaign.tally.runs
         try:
             with visit(device, wait_s=_WAIT_S) as session:
                 campaign.go(session, due)
         except DeviceError as error:
-            broken = [error] if campaign.runs > runs else [*broken, error]
+            broken = [error] if campaign.tally.runs > runs else [*broken, error]
             if not (error.retryable and campaign.reached) or len(broken) > len(PAUSES_S):
                 if all(isinstance(one, DeadlineExceeded) for one in broken) and len(broken) > 1:
                     give_up(device, error)
-                raise
+                if any(trial.plan.kind == "latency" for trial in campaign.due()):
+                    raise
+                campaign.leave(error)
+                break
             workspace.progress(f"measure: {error}; trying again")
             time.sleep(PAUSES_S[len(broken) - 1])
     return workspace.store.trials([trial.key for trial in campaign.wanted])
@@ -120,6 +121,7 @@ class _Campaign:
         subjects: Sequence[Subject],
         settings: Measure,
         together: bool,
+        plans: Sequence[Plan],
     ) -> None:
         self._workspace = workspace
         self._store = workspace.store
@@ -127,21 +129,25 @@ class _Campaign:
         self._settings = settings
         self._together = together
         self._subjects = {subject.artifact.sha256: subject for subject in subjects}
-        self._plan = settings.plan()
         self._spool = Spool(workspace.root / "run.spool")
         self._spool.recover(self._store)
-        self.runs = 0
+        self._began_s = time.monotonic()
+        self.tally = Tally()
         self.reached = False
         serial = serial_of(device)
         trials = [
-            self._blank(subject.artifact, threads, serial)
+            self._blank(subject.artifact, threads, self._at_device(plan), serial)
+            for plan in plans
             for threads in settings.threads
             for subject in subjects
         ]
         self.wanted = list({trial.key: trial for trial in trials}.values())
-        self._failed: set[str] = set()
 
-    def _blank(self, artifact: Artifact, threads: int, serial: str) -> Trial:
+    def _at_device(self, plan: Plan) -> Plan:
+        """A plan, with what the inventory says of the power sensor."""
+        return replace(plan, meter=self._device.meter_word()) if plan.kind == "energy" else plan
+
+    def _blank(self, artifact: Artifact, threads: int, plan: Plan, serial: str) -> Trial:
         asked = self._settings.delegates.get(artifact.runtime)
         condition = Condition(
             threads=threads,
@@ -151,7 +157,7 @@ class _Campaign:
         )
         place = self._device.place(serial, artifact.runtime)
         return Trial(
-            key=trial_key(artifact.sha256, place, artifact.runtime, condition, self._plan),
+            key=trial_key(artifact.sha256, place, artifact.runtime, condition, plan),
             artifact_sha256=artifact.sha256,
             device_id=self._device.id,
             device_serial=serial,
@@ -159,7 +165,7 @@ class _Campaign:
             runtime=artifact.runtime,
             agent=self._device.agent_for(artifact.runtime),
             condition=condition,
-            plan=self._plan,
+            plan=plan,
             emulated=self._device.is_emulated,
         )
 
@@ -170,19 +176,57 @@ class _Campaign:
     def due(self) -> list[Trial]:
         """Trials that are neither measured nor, in this campaign, found impossible."""
         keys = [trial.key for trial in self.wanted]
-        accepted = {t.key for t in self._store.trials(keys) if t.status == "accepted"}
-        return [t for t in self.wanted if t.key not in accepted | self._failed]
+        done = {t.key for t in self._store.trials(keys) if t.status in ("accepted", "unknown")}
+        return [t for t in self.wanted if t.key not in done | self.tally.ended]
+
+    def leave(self, error: DeviceError) -> None:
+        """The device is gone: what is still open says so, and is gone on with by the next call."""
+        for trial in self._store.trials([trial.key for trial in self.due()]):
+            if trial.status == "open":
+                self._store.close_trial(trial.key, "open", str(error), fence=trial.fence)
 
     def go(self, session: Session, due: Sequence[Trial]) -> None:
         """Measure as much as one visit allows."""
         self.reached = True
-        deadline_s = self._settings.deadline_seconds
-        with session.under(due[0].condition, self.tell, deadline_s=deadline_s) as readings:
-            for group in self._groups(self._ready(session, due)):
-                self._measure_group(session, group, readings)
+        meter, why = self._meter(session, due)
+        ground = Ground(
+            workspace=self._workspace,
+            spool=self._spool,
+            session=session,
+            settings=self._settings,
+            readings={},
+            meter=meter,
+            job=self._job,
+            name=self._name,
+            tell=self.tell,
+            ends_s=self._ends_s(),
+            together=self._together,
+        )
+        with session.under(
+            due[0].condition,
+            self.tell,
+            deadline_s=max(ground.deadline_s(trial.plan) for trial in due),
+            tolerate=self._settings.tolerate,
+        ) as readings:
+            ready = self._ready(session, due, why)
+            for group in self._groups(ready):
+                Rounds(replace(ground, readings=readings), group, self.tally).measure()
 
-    def _ready(self, session: Session, trials: Sequence[Trial]) -> list[Trial]:
-        """Open the trials whose runtime works on the device; fail the others with the reason."""
+    def _ends_s(self) -> float | None:
+        budget = self._settings.budget_minutes
+        return None if budget is None else self._began_s + 60 * budget
+
+    def _meter(self, session: Session, due: Sequence[Trial]) -> tuple[Meter | None, str]:
+        """The device's power sensor where energy is due, or why there is none."""
+        if not any(trial.plan.kind == "energy" for trial in due):
+            return None, ""
+        try:
+            return session.meter(), ""
+        except MeterError as error:
+            return None, str(error)
+
+    def _ready(self, session: Session, trials: Sequence[Trial], meterless: str) -> list[Trial]:
+        """Open the trials that the device can measure; close the others with the reason."""
         runtimes = session.probe(sorted({trial.runtime for trial in trials}))
         ready = []
         for trial in trials:
@@ -197,7 +241,9 @@ class _Campaign:
             opened = self._open(session, seen)
             if "missing" in found:
                 reason = f"{trial.runtime} is missing on the device: {found['missing']}"
-                self._fail([opened], session, f"{reason}; {found['hint']}")
+                self._close(opened, session, "failed", f"{reason}; {found['hint']}")
+            elif trial.plan.kind == "energy" and meterless:
+                self._close(opened, session, "unknown", meterless)
             else:
                 ready.append(opened)
         return ready
@@ -210,80 +256,17 @@ class _Campaign:
             session.lease.raise_above(error.newer or 0)
             return self._store.open_trial(replace(trial, fence=session.lease.fence))
 
-    def _fail(self, trials: Sequence[Trial], session: Session, reason: str) -> None:
-        for trial in trials:
-            self._store.close_trial(trial.key, "failed", reason, fence=session.lease.fence)
-            self._failed.add(trial.key)
+    def _close(self, trial: Trial, session: Session, status: str, reason: str) -> None:
+        self._store.close_trial(trial.key, status, reason, fence=session.lease.fence)
+        self.tally.ended.add(trial.key)
 
     def _groups(self, trials: Sequence[Trial]) -> list[list[Trial]]:
-        """Trials that share a visit's rounds: all of them, or those that can share a process."""
-        if not self._together:
-            return [list(trials)] if trials else []
-        groups: dict[tuple[str, int], list[Trial]] = {}
+        """Trials that share rounds: of one kind; together also those that can share a process."""
+        groups: dict[tuple[object, ...], list[Trial]] = {}
         for trial in trials:
-            groups.setdefault((trial.runtime, trial.condition.threads), []).append(trial)
+            process = (trial.runtime, trial.condition.threads) if self._together else ()
+            groups.setdefault((trial.plan, *process), []).append(trial)
         return list(groups.values())
-
-    def _measure_group(
-        self, session: Session, trials: Sequence[Trial], readings: Mapping[str, Any]
-    ) -> None:
-        complete = {t.key: sum(run.complete for run in t.runs) for t in trials}
-        numbers = {t.key: len(t.runs) for t in trials}
-        for round_ in range(self._plan.runs):
-            left = [t for t in trials if t.key not in self._failed]
-            due = [t for t in left if complete[t.key] <= round_]
-            np.random.default_rng([self._plan.seed, round_]).shuffle(due)
-            for turn in [due] if self._together and due else [[trial] for trial in due]:
-                self._workspace.progress(
-                    f"measure: {session.device.id} round {round_ + 1}/{self._plan.runs},"
-                    f" {self._name(turn)}"
-                )
-                session.settle(turn[0].condition, self.tell)
-                try:
-                    self._one_process(session, turn, round_, numbers, readings)
-                except AgentError as error:
-                    self._fail(turn, session, error.message)
-        for trial in trials:
-            if trial.key not in self._failed:
-                self._store.close_trial(trial.key, "accepted", fence=session.lease.fence)
-
-    def _one_process(
-        self,
-        session: Session,
-        trials: Sequence[Trial],
-        round_: int,
-        numbers: dict[str, int],
-        readings: Mapping[str, Any],
-    ) -> None:
-        """One agent process; whatever it delivers is stored, also when it or the link breaks."""
-        first = trials[0]
-        recorder = RunRecorder([trial.key for trial in trials], self._spool.line)
-        complete = lost = False
-        mine = {trial.key: numbers[trial.key] for trial in trials}
-        self._spool.begin(mine, session.lease.fence, readings)
-        try:
-            session.run(
-                first.runtime,
-                [self._job(trial) for trial in trials],
-                condition=first.condition,
-                plan=first.plan,
-                seed=first.plan.seed * 1000 + round_,
-                deadline_s=self._settings.deadline_seconds,
-                recorder=recorder,
-            )
-            complete = True
-        except LeaseLost:
-            lost = True  # another was on the device meanwhile: these samples mean nothing
-            raise
-        finally:
-            for trial in trials:
-                recording = recorder.recordings[trial.key]
-                if complete or ((recording.warmup or recording.samples) and not lost):
-                    run = make_run(numbers[trial.key], complete, recorder, trial.key, readings)
-                    self._store.add_run(trial.key, run, fence=session.lease.fence)
-                    numbers[trial.key] += 1
-                    self.runs += complete
-            self._spool.end()
 
     def _job(self, trial: Trial) -> Job:
         subject = self._subjects[trial.artifact_sha256]

@@ -260,11 +260,12 @@ def measure_all(
     except DeviceError as error:
         failures.append(Failure("measure", device.id, str(error)))
         return set()
-    failures += [
-        Failure("measure", f"{names[trial.artifact_sha256]} on {device.id}", trial.reason)
-        for trial in trials
-        if trial.status != "accepted"
-    ]
+    for trial in trials:
+        # A device that cannot tell, its energy for one, has not failed.
+        if trial.status not in ("accepted", "unknown"):
+            name, kind = names[trial.artifact_sha256], trial.plan.kind
+            what = name if kind == "latency" else f"{kind} of {name}"
+            failures.append(Failure("measure", f"{what} on {device.id}", trial.reason))
     return {trial.key for trial in trials}
 
 

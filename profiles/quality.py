@@ -1,8 +1,8 @@
 """Whether data may be believed: every reason to refuse it, and what to do about each.
 
 Pure functions of what is stored.  A run that is refused is left out and made again; a trial is
-refused when too few runs are left, or when what they say moves.  What is refused is kept and marked,
-never averaged in.  What a device does not tell is never a reason.
+refused when too few runs are left, or when what they say moves.  What is refused is kept, marked,
+and never averaged in.  What a device does not tell is never a reason.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from profiles.energy import energy_of_run, energy_reasons
 from profiles.records import Plan, Reason, ReasonCode, Run, Trial, TrialKind
 from profiles.series import drifted, moved
 
@@ -71,7 +72,8 @@ def judge_run(run: Run, plan: Plan) -> tuple[Reason, ...]:
     if plan.kind in _UNTIMED:
         return ()
     found = [_throttled(run), _clock_moved(run), _foreign_load(run)]
-    return tuple(reason for reason in found if reason)
+    energy = energy_reasons(energy_of_run(run.details)) if plan.kind == "energy" else ()
+    return (*(reason for reason in found if reason), *energy)
 
 
 def counting_runs(trial: Trial) -> tuple[Run, ...]:

@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session, selectinload
 
 from profiles.canonical import digest
 from profiles.errors import StaleFence, StoreError
-from profiles.measurements import conclude
+from profiles.measurements import Siblings, conclude, siblings
 from profiles.records import Artifact, Condition, Measurement, Parity, Plan, Run, Samples, Trial
 from profiles.schema import ArtifactRow, RunRow, TrialRow
 
@@ -223,22 +223,23 @@ class Store:
             return [_trial(row) for row in rows]
 
     def measurements(self, keys: Sequence[str] | None = None) -> list[Measurement]:
-        """What the trials with these keys, or all, say; one for each model and variant.
+        """What the trials with these keys, or all, say; one for each model, variant and latency.
 
         An artifact that failed parity is listed too, as ``refused`` and without a latency.
         """
         with Session(self._engine) as session:
             artifacts = list(session.scalars(select(ArtifactRow)))
-        by_sha: dict[str, list[Trial]] = {}
-        for trial in self.trials(keys):
-            by_sha.setdefault(trial.artifact_sha256, []).append(trial)
+        by_sha: dict[str, list[Siblings]] = {}
+        for group in siblings(self.trials(keys)):
+            sha256 = next(iter(group.values())).artifact_sha256
+            by_sha.setdefault(sha256, []).append(group)
         found: list[Measurement] = []
         for row in artifacts:
             parity = None if row.parity is None else Parity.from_json(row.parity)
-            trials: Sequence[Trial | None] = by_sha.get(row.sha256, [])
-            if not trials and keys is None and parity is not None and not parity.passed:
-                trials = [None]
-            found += [conclude(trial, parity, row) for trial in trials]
+            groups: Sequence[Siblings] = by_sha.get(row.sha256, [])
+            if not groups and keys is None and parity is not None and not parity.passed:
+                groups = [{}]
+            found += [conclude(group, parity, row) for group in groups]
         return sorted(found, key=lambda m: (m.model, m.device, m.variant, m.format))
 
 

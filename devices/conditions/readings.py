@@ -111,6 +111,7 @@ class Readings:
         found: dict[str, Any] = {
             "temperatures_mdegc": dict(self.temperatures_mdegc) or None,
             "thermal_status": self.thermal_status,
+            "throttled": self.throttled or None,
             "busy_cores": self.busy_cores,
             "cores_online": sorted(self.online) if self.online else None,
             "governor": self.governor if self.policies else None,

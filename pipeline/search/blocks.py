@@ -17,9 +17,9 @@ from pipeline.model import PROGRAM, save_program, trace
 from pipeline.stage import Stage, Workspace
 from pipeline.supernet.base import Block, SuperNetwork
 from profiles.errors import StageError
+from profiles.measurements import summary_of
 from profiles.recipe import Search
 from profiles.records import Artifact, Trial
-from profiles.statistics import summarise
 from profiles.table import LatencyTable, TableKey, build_table
 
 #: Largest difference between a block in PyTorch and in its runtime, as a share of its output.
@@ -68,8 +68,15 @@ def measure_blocks(
     for number, (signature, block) in enumerate(sorted(distinct.items()), start=1):
         workspace.progress(f"table: block {number}/{len(distinct)}, {signature}")
         subjects[signature] = _export(workspace, block, settings, model, code)
-    plan = settings.measure.model_copy(update={"threads": (settings.threads,)})
-    trials = measure(workspace, device, list(subjects.values()), plan, together=True)
+    often = settings.measure.model_copy(update={"threads": (settings.threads,)})
+    trials = measure(
+        workspace,
+        device,
+        list(subjects.values()),
+        often,
+        together=True,
+        plans=[often.plan()],
+    )
     by_sha = {trial.artifact_sha256: _accepted(trial, device) for trial in trials}
     found = {signature: by_sha[s.artifact.sha256] for signature, s in subjects.items()}
 
@@ -77,7 +84,7 @@ def measure_blocks(
         if block is None:
             return None
         trial = found[block.signature]
-        return summarise([run.samples_ns for run in trial.runs if run.complete]), trial.key
+        return summary_of(trial), trial.key
 
     settings_seen = {(t.runtime_version, t.condition, t.transport) for t in found.values()}
     if len(settings_seen) > 1:

@@ -20,9 +20,9 @@ from pipeline.search.evolve import Evolution, best_and_most_diverse
 from pipeline.stage import Stage, StageResult, Workspace
 from pipeline.supernet.base import SuperNetwork, recalibrate
 from profiles.errors import EdgeError, StageError
+from profiles.measurements import summary_of
 from profiles.recipe import Recipe, Search
 from profiles.space import Genomes
-from profiles.statistics import summarise
 from profiles.table import LatencyTable
 
 
@@ -108,7 +108,9 @@ def verify(
     subjects = [subject for _, subject, _ in ready]
     trials = {
         trial.artifact_sha256: trial
-        for trial in measure(ground.workspace, ground.device, subjects, settings)
+        for trial in measure(
+            ground.workspace, ground.device, subjects, settings, plans=[settings.plan()]
+        )
     }
     candidates = []
     for place, subject, accuracy in ready:
@@ -118,7 +120,7 @@ def verify(
         if trial.status != "accepted":
             failures.append(f"{description}: {trial.reason}")
             continue
-        summary = summarise([run.samples_ns for run in trial.runs if run.complete])
+        summary = summary_of(trial)
         candidates.append(
             Candidate(
                 round=number,

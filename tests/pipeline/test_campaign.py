@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +30,9 @@ from profiles.recipe import Measure
 from profiles.store import Store
 from tests import builders
 
-SETTINGS = Measure(runs=3, iterations=10, warmup_seconds=0)
+SETTINGS = Measure(
+    runs=3, max_runs=3, iterations=10, warmup_seconds=0, app=False, memory=False, energy=False
+)
 
 
 class Bench:
@@ -44,7 +47,9 @@ class Bench:
         self.trouble: Callable[[int], None] = lambda number: None
         self.runs = 0
         self.folder = folder
-        monkeypatch.setattr(campaign, "time", SimpleNamespace(sleep=self.pauses.append))
+        monkeypatch.setattr(
+            campaign, "time", SimpleNamespace(sleep=self.pauses.append, monotonic=time.monotonic)
+        )
         connect, bench = Device.connect, self
 
         class Transport(ScriptedTransport):
