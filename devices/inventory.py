@@ -166,6 +166,8 @@ class Device(Config):
         for key, scheme in (("key_file", "ssh"), ("known_hosts", "ssh"), ("adb_server", "adb")):
             if getattr(self, key) and self.transport_name != scheme:
                 raise ValueError(f"{key} is for {scheme} addresses only")
+        if self.meter.replay and not self.is_scripted:
+            raise ValueError("meter: replay is for scripted addresses only")
         return self
 
     def details(self) -> DeviceProfile:

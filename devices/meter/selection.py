@@ -1,13 +1,32 @@
-"""Which of a device's power sensors is used."""
+"""Which of a device's power sensors is used.
+
+The one the inventory names; else the first of its profile's that the device shows, and that can be
+read and is calibrated; else one whose unit the kernel's ABI fixes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
-from devices.inventory import Device
+from devices.inventory import Device, OwnMeter
 from devices.meter.base import Meter
+from devices.meter.kinds import Entry, build
+from devices.meter.replay import replay
+from devices.meter.wanted import Wanted
+from profiles import catalog
 from profiles.errors import MeterError
+
+#: Sensors that a board's maker solders in to measure its power, in the order of preference, and
+#: what they see; all else (a graphics card, a charger) is used only where somebody says so.
+_FIXED_BY_ABI = (
+    ("hwmon", "ina*", ""),
+    ("iio", "ina*", ""),
+    ("powercap", "package-*", "the processor packages, without their memory"),
+)
+
+Candidate = tuple[Sequence[Entry], Wanted]
 
 
 def find_meter(device: Device, facts: Mapping[str, Any]) -> Meter:
@@ -20,4 +39,96 @@ def find_meter(device: Device, facts: Mapping[str, Any]) -> Meter:
     Raises:
         MeterError: it has none, or none that can be read and is calibrated.
     """
-    raise MeterError("it shows no power meter", "energy stays unknown", device.id)
+    if device.meter.replay:
+        return replay(device.meter.replay)
+    entries = _once(facts.get("meters", ()))
+    problems: list[MeterError] = []
+    for some, wanted in candidates(device, entries):
+        try:
+            return build(some, wanted)
+        except MeterError as error:
+            problems.append(error)
+    raise _nothing(device, entries, problems)
+
+
+def candidates(device: Device, entries: Sequence[Entry]) -> Iterator[Candidate]:
+    """Sensors that may be used, the best first, with what is known of each."""
+    own = device.meter
+    known = device.details().meters
+    if own.name or own.kind:
+        for entry in entries:
+            if _is_meant(own, entry):
+                told = next((m for m in known if m.fits(entry["kind"], entry["name"])), None)
+                zone = entry["name"] if entry["kind"] == "powercap" else None
+                yield _with_siblings(entry, entries), _wanted(own, told, zone=zone)
+        return
+    for told in known:
+        for entry in entries:
+            if told.fits(entry["kind"], entry["name"]):
+                yield _with_siblings(entry, entries), _wanted(own, told)
+                break
+    for kind, pattern, covers in _FIXED_BY_ABI:
+        for entry in entries:
+            if entry["kind"] == kind and fnmatchcase(entry["name"], pattern):
+                yield _with_siblings(entry, entries), _wanted(own, None, covers)
+                break
+
+
+def _once(entries: Sequence[Entry]) -> list[Entry]:
+    """Without batteries in hwmon's clothes, which do not say there whether they are charged.
+
+    *Source*: Linux, drivers/power/supply/power_supply_hwmon.c: each is registered there, too, its
+    name's dashes as underscores.
+    """
+    batteries = {
+        entry["name"].replace("-", "_") for entry in entries if entry["kind"] == "power_supply"
+    }
+    return [e for e in entries if not (e["kind"] == "hwmon" and e["name"] in batteries)]
+
+
+def _is_meant(own: OwnMeter, entry: Entry) -> bool:
+    return own.name in (None, entry["name"]) and own.kind in (None, entry["kind"])
+
+
+def _with_siblings(entry: Entry, entries: Sequence[Entry]) -> Sequence[Entry]:
+    """All zones of powercap: packages are summed up."""
+    if entry["kind"] != "powercap":
+        return [entry]
+    return [each for each in entries if each["kind"] == "powercap"]
+
+
+def _wanted(
+    own: OwnMeter, told: catalog.Meter | None, covers: str = "", zone: str | None = None
+) -> Wanted:
+    """What the inventory says, and where it says nothing the profile; of powercap it is a zone
+    that is named."""
+
+    def of(key: str) -> Any:
+        mine = getattr(own, key)
+        return mine if mine or told is None else getattr(told, key)
+
+    return Wanted(
+        rails=of("rails") or ((zone,) if zone and own.name else ()),
+        covers=of("covers") or covers,
+        current_sign=of("current_sign"),
+        current_ua=of("current_ua"),
+        update_ms=of("update_ms"),
+    )
+
+
+def _nothing(
+    device: Device, entries: Sequence[Entry], problems: Sequence[MeterError]
+) -> MeterError:
+    shown = ", ".join(f"{entry['name']} ({entry['kind']})" for entry in entries)
+    if problems:
+        hints = dict.fromkeys(problem.hint for problem in problems if problem.hint)
+        said = "; ".join(dict.fromkeys(problem.message for problem in problems))
+        return MeterError(said, "; ".join(hints).replace("DEVICE", device.id), device.id)
+    if device.meter.name or device.meter.kind:
+        named = device.meter.name or device.meter.kind
+        hint = f"it shows {shown or 'none'}: correct 'meter:' in its entry"
+        return MeterError(f"it shows no power sensor {named}", hint, device.id)
+    if shown:
+        hint = f"if one of {shown} does, name it under 'meter:' in its entry"
+        return MeterError("no sensor is known to tell its power", hint, device.id)
+    return MeterError("it shows no power sensor", "energy stays unknown", device.id)

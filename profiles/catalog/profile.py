@@ -112,7 +112,8 @@ class Meter(Calibration):
     Args:
         kind: how it is read; the kinds of :func:`devices.facts.look`.
         names: shell patterns, one of which its name matches; numbers in paths change at each boot.
-        rails: labels of the channels that matter, as the device spells them; all if none is given.
+        rails: labels of the channels that are summed up, as the device spells them; all if none is
+            given and none contains another.
         covers: what the power is of, for people.
     """
 
