@@ -13,45 +13,52 @@ is written inside a timed slice.
 
 from __future__ import annotations
 
-import gc
 import json
 import os
-import random
 import signal
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
+from devices.agent.bench import Bench, Refused
 from devices.agent.engines import (
-    ENGINES,
     RUNTIMES,
-    Engine,
     Fallback,
     available_delegates,
     hint,
     prove,
+    runtime_build,
     runtime_version,
 )
 from devices.agent.environment import environment
+from devices.agent.kinds import KINDS
+from devices.agent.loading import Emit
+from devices.agent.sampler import Sampler
+from devices.agent.timing import CoreClocks
 
 PLAN_FORMAT = 3
 #: How long after its deadline an agent is ended that could not end itself, in s.
 DEADLINE_GRACE_S = 5
-#: Of inputs in memory, in bytes: a cache line.
-ALIGNMENT = 64
-
-Emit = Callable[[dict[str, Any]], None]
+_KEYS = {
+    *("format", "kind", "runtime", "threads", "core_mask", "deadline_s", "seed", "jobs"),
+    *("warmup_iterations", "warmup_ns", "iterations", "window_ns", "period_ns", "meter"),
+    *("slice_iterations", "settle_iterations"),
+}
 
 
 class MissingRuntime(Exception):
     """The plan's runtime cannot be used here."""
 
 
-def measure(plan: dict[str, Any], emit: Emit) -> None:
-    """Carry out one run of a plan, handing every event to ``emit`` as it happens."""
-    _check(plan)
+def measure(plan: dict[str, Any], emit: Emit, sampler: Optional[Sampler] = None) -> None:  # noqa: UP045
+    """Carry out one run of a plan, handing every event to ``emit`` as it happens.
+
+    Args:
+        plan: one that :func:`check` has passed.
+        emit: takes the events.
+        sampler: of the power sensor that the plan names, for energy.
+    """
     if plan["core_mask"] is not None:
         _pin(plan["core_mask"])
     runtime = plan["runtime"]
@@ -59,24 +66,39 @@ def measure(plan: dict[str, Any], emit: Emit) -> None:
         version = runtime_version(runtime)
     except Exception as error:
         raise MissingRuntime(f"{error}; {hint(runtime)}") from error
-    emit(
-        {"event": "hello", "agent": "python", "runtime": runtime, "version": version, "build": None}
-    )
-    emit({"event": "environment", "when": "before", **environment()})
-    engines = {job["id"]: _load(plan, job, emit) for job in plan["jobs"]}
-    _take_turns(engines, plan, emit)
-    emit({"event": "environment", "when": "after", **environment()})
+    hello = {"event": "hello", "agent": "python", "runtime": runtime, "version": version}
+    emit({**hello, "build": runtime_build(runtime)})
+    emit(environment("before"))
+    KINDS[plan["kind"]](Bench(plan, emit, CoreClocks(), sampler))
+    emit(environment("after"))
     emit({"event": "done"})
 
 
-def _check(plan: dict[str, Any]) -> None:
+def check(plan: dict[str, Any]) -> None:
+    """Refuse what contradicts itself before anything is done about it."""
     if plan["format"] != PLAN_FORMAT:
-        raise ValueError(f"plan format {plan['format']}, this agent speaks {PLAN_FORMAT}")
+        raise Refused(f"plan format {plan['format']}, this agent speaks {PLAN_FORMAT}")
+    missing = sorted(_KEYS - plan.keys())
+    if missing:
+        raise Refused(f"the plan has no {', '.join(missing)}")
+    kind, ids = plan["kind"], [job["id"] for job in plan["jobs"]]
+    if kind not in KINDS:
+        raise Refused(f"kind {kind}: this agent knows {', '.join(KINDS)}")
     if plan["slice_iterations"] < 1:
-        raise ValueError("a slice has at least one iteration")
-    ids = [job["id"] for job in plan["jobs"]]
+        raise Refused("a slice has at least one iteration")
     if len(set(ids)) < len(ids):
-        raise ValueError(f"two jobs share a name: {', '.join(ids)}")
+        raise Refused(f"two jobs share a name: {', '.join(ids)}")
+    if kind != "latency" and len(ids) != 1:
+        raise Refused(f"kind {kind} takes one job and was given {len(ids)}")
+    if kind == "energy":
+        _check_meter(plan["meter"])
+
+
+def _check_meter(meter: Optional[dict[str, Any]]) -> None:  # noqa: UP045
+    if meter is None or not (meter["files"] or meter["command"]):
+        raise Refused("the plan names nothing to read energy from")
+    if meter["period_ns"] < 1:
+        raise Refused("a power sensor is read with a period")
 
 
 def _pin(mask: str) -> None:
@@ -85,101 +107,7 @@ def _pin(mask: str) -> None:
     wanted = {core for core in range(bits.bit_length()) if bits >> core & 1}
     os.sched_setaffinity(0, wanted)
     if os.sched_getaffinity(0) != wanted:
-        raise ValueError(f"core_mask {mask}: not all of its cores are there")
-
-
-def _load(plan: dict[str, Any], job: dict[str, Any], emit: Emit) -> Engine:
-    inputs = [_read_input(spec) for spec in job["inputs"]]
-    start = time.perf_counter_ns()
-    engine = ENGINES[plan["runtime"]](job["path"], plan["threads"], plan.get("delegate"))
-    loaded = time.perf_counter_ns()
-    engine.feed(inputs)
-    engine.prepare()
-    called = time.perf_counter_ns()
-    engine.call()
-    first = time.perf_counter_ns()
-    delegates = _delegates(engine, plan, job)
-    emit(
-        {
-            "event": "loaded",
-            "job": job["id"],
-            "load_ns": loaded - start,
-            "first_ns": first - called,
-            "delegates": delegates,
-            "threads": engine.threads,
-        }
-    )
-    return engine
-
-
-def _delegates(engine: Engine, plan: dict[str, Any], job: dict[str, Any]) -> list[str]:
-    """What executes the model; refused, if it is not what was asked for and is expected."""
-    found = engine.delegates()
-    asked = [plan["delegate"]] if plan.get("delegate") else []
-    for wanted in [*asked, *(job.get("expect") or ())]:
-        if wanted not in found:
-            raise Fallback(
-                f"{job['id']}: {wanted} takes no part in it:"
-                f" {plan['runtime']} executes it with {', '.join(found) or 'unknown'}"
-            )
-    return found
-
-
-def _read_input(spec: dict[str, Any]) -> Any:
-    import numpy
-
-    raw = numpy.fromfile(spec["path"], dtype="uint8")
-    # Aligned as the native agent's are: kernels read such inputs up to some percent faster.
-    room = numpy.empty(raw.size + ALIGNMENT, dtype="uint8")
-    start = -room.ctypes.data % ALIGNMENT
-    aligned = room[start : start + raw.size]
-    aligned[:] = raw
-    return aligned.view(spec["dtype"]).reshape(spec["shape"])
-
-
-def _take_turns(engines: dict[str, Engine], plan: dict[str, Any], emit: Emit) -> None:
-    """Warm every engine up, then time them slice by slice, in a new random order each round."""
-    for job, engine in engines.items():
-        enough = plan["warmup_iterations"]
-        warmup: list[int] = []
-        spent = 0
-        while len(warmup) < enough or spent < plan["warmup_ns"]:
-            part = timed_slice(engine, max(enough, 1))
-            spent += sum(part)
-            warmup += part
-        emit({"event": "warmup", "job": job, "ns": warmup})
-    order = random.Random(plan["seed"])  # noqa: S311 - an order of turns, not a secret
-    # Another model's turn has cooled the caches; a few calls bring them back, kept as warm-up.
-    settle = plan["settle_iterations"] if len(engines) > 1 else 0
-    for size in _slices(plan["iterations"], plan["slice_iterations"]):
-        turns = list(engines)
-        order.shuffle(turns)
-        for job in turns:
-            if settle:
-                emit({"event": "warmup", "job": job, "ns": timed_slice(engines[job], settle)})
-            start_ns = time.monotonic_ns()
-            taken = timed_slice(engines[job], size)
-            emit({"event": "samples", "job": job, "ns": taken, "start_ns": start_ns, "khz": None})
-
-
-def _slices(total: int, size: int) -> Iterator[int]:
-    while total > 0:
-        yield min(size, total)
-        total -= size
-
-
-def timed_slice(engine: Engine, count: int) -> list[int]:
-    """The latencies in ns of ``count`` calls, with the garbage collector out of the way."""
-    clock, prepare, call = time.perf_counter_ns, engine.prepare, engine.call
-    taken = [0] * count
-    gc.disable()
-    for index in range(count):
-        prepare()
-        start = clock()
-        call()
-        taken[index] = clock() - start
-    gc.enable()
-    return taken
+        raise Refused(f"core_mask {mask}: not all of its cores are there")
 
 
 def probe(names: Sequence[str]) -> dict[str, Any]:
@@ -244,12 +172,17 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     try:
         plan = json.loads(Path(arguments[0]).read_text())
+        check(plan)
+        # Before there is any other thread: see there.
+        sampler = Sampler(plan["meter"]) if plan["kind"] == "energy" else None
         _end_by(plan["deadline_s"], emit)
-        measure(plan, emit)
+        measure(plan, emit, sampler)
     except MissingRuntime as error:
         return _failed("runtime-missing", _one_line(error), emit)
     except Fallback as error:
         return _failed("fallback", _one_line(error), emit)
+    except Refused as error:
+        return _failed("failed", _one_line(error), emit)
     except Exception as error:
         return _failed("failed", f"{type(error).__name__}: {_one_line(error)}", emit)
     return 0

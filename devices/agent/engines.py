@@ -33,12 +33,9 @@ class Engine(Protocol):
 
     Attributes:
         threads: how many the runtime was really given.
-        examined: :meth:`delegates` loads the model again to tell, which the process' peak of
-            memory then counts.
     """
 
     threads: int
-    examined: bool
 
     def feed(self, inputs: Sequence[Any]) -> None:
         """Choose the inputs of the calls to come: numpy arrays in positional order."""
@@ -63,16 +60,23 @@ class OnnxRuntimeEngine:
         path: of the model.
         threads: to compute with.
         delegate: the execution provider to ask for; without one, the CPU's.
+        profile_prefix: beginning of the path to which :meth:`profile` writes; without one, there is
+            none.
 
     Raises:
         Fallback: this build does not have the provider, or does not take it.
     """
 
-    def __init__(self, path: str, threads: int, delegate: Optional[str] = None) -> None:  # noqa: UP045
+    def __init__(
+        self,
+        path: str,
+        threads: int,
+        delegate: Optional[str] = None,  # noqa: UP045
+        profile_prefix: Optional[str] = None,  # noqa: UP045
+    ) -> None:
         self._path, self.threads = path, threads
         self._delegate = None if delegate == _ORT_CPU else delegate
-        self.examined = self._delegate is not None
-        self._session = self._open(profile_prefix=None)
+        self._session = self._open(profile_prefix)
         self._binding = self._session.io_binding()
         for spec in self._session.get_outputs():
             self._binding.bind_output(spec.name)
@@ -124,12 +128,21 @@ class OnnxRuntimeEngine:
         if not self._delegate:
             return list(self._session.get_providers())
         with TemporaryDirectory() as folder:
-            session = self._open(profile_prefix=str(Path(folder) / "profile"))
+            session = self._open(str(Path(folder) / "profile"))
             names = [spec.name for spec in session.get_inputs()]
             session.run(None, dict(zip(names, self._inputs)))  # noqa: B905 - as in _paired
-            profile = json.loads(Path(session.end_profiling()).read_text())
+            profile = _profile_of(session)
         ran = {event.get("args", {}).get("provider") for event in profile}
         return [name for name in session.get_providers() if name in ran]
+
+    def profile(self) -> list[dict[str, Any]]:
+        """The runtime's own account of all that it has done so far; ends it."""
+        return _profile_of(self._session)
+
+
+def _profile_of(session: Any) -> list[dict[str, Any]]:
+    events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text())
+    return events
 
 
 class LiteRtEngine:
@@ -152,7 +165,7 @@ class LiteRtEngine:
         resolver = module.OpResolverType.AUTO
         if delegate == "builtin":
             resolver = module.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-        self.threads, self.examined = threads, False
+        self.threads = threads
         self._interpreter = module.Interpreter(
             model_path=path, num_threads=threads, experimental_op_resolver_type=resolver
         )
@@ -196,7 +209,7 @@ class ExecuTorchEngine:
     def __init__(self, path: str, threads: int, delegate: Optional[str] = None) -> None:  # noqa: UP045
         library = executorch_library()
         library._unsafe_reset_threadpool(threads)
-        self.threads, self.examined = library._threadpool_get_thread_count(), False
+        self.threads = library._threadpool_get_thread_count()
         self._program = library._load_program(path)
         self._method = self._program.load_method("forward")
         self._delegates = _backends_in(path, library._get_registered_backend_names())
@@ -299,6 +312,20 @@ def runtime_version(runtime: str) -> str:
         return f"{module} {version(module.replace('_', '-'))}"
     executorch_library()
     return version("executorch")
+
+
+def runtime_build(runtime: str) -> Optional[str]:  # noqa: UP045
+    """From what the runtime was built, as far as it tells."""
+    if runtime == "onnxruntime":
+        # It came with 1.15.
+        tell = getattr(_onnxruntime(), "get_build_info", None)
+        return " ".join(tell().split()) if tell else None
+    if runtime == "executorch":
+        with contextlib.suppress(ImportError):
+            from executorch.version import git_version
+
+            return f"git {git_version}"
+    return None
 
 
 def prove(runtime: str) -> None:

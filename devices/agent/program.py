@@ -6,7 +6,18 @@ import zipfile
 from pathlib import Path
 
 _FOLDER = Path(__file__).parent
-_MODULES = ("agent.py", "engines.py", "environment.py", "tiny.py")
+_MODULES = (
+    "agent.py",
+    "bench.py",
+    "energy.py",
+    "engines.py",
+    "environment.py",
+    "kinds.py",
+    "loading.py",
+    "sampler.py",
+    "timing.py",
+    "tiny.py",
+)
 _MAIN = """\
 import sys
 from devices.agent.agent import main

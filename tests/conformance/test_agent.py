@@ -97,7 +97,7 @@ def test_warm_up_by_time(ort_agent):
 
 def test_warm_again_after_a_look_at_the_device(ort_agent):
     """Looking takes time, in which clocks may fall; warm-up goes on for as long."""
-    events = ort_agent.measure(warmup_iterations=1, warmup_ns=10**9, settle_iterations=2)
+    events = ort_agent.measure(warmup_iterations=1, warmup_ns=2 * 10**8, settle_iterations=2)
     again = warmups(events)[1]["ns"]
     assert kinds(events)[4:6] == ["environment", "warmup"]
     assert 1 <= len(again) < len(warmups(events)[0]["ns"])
@@ -264,7 +264,9 @@ def test_killed_in_mid_run_what_was_said_stays_valid(ort_agent):
         process.kill()
         lines += process.stdout.read().splitlines(keepends=True)
     whole = [json.loads(line) for line in lines if line.endswith(b"\n")]
-    assert kinds(whole) == ["hello", "environment", "loaded", "warmup", "samples"]
+    assert kinds(whole) == [
+        *("hello", "environment", "loaded", "warmup", "environment", "warmup", "samples")
+    ]
     assert len(lines) - len(whole) <= 1
 
 

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from devices.agent.agent import timed_slice
 from devices.agent.engines import ENGINES, executorch_library
+from devices.agent.timing import timed_slice
 from profiles.records import FORMATS, RUNTIME_OF, SUFFIX_OF
 
 Call = Callable[[], object]
