@@ -3,6 +3,8 @@
 #include "agent.h"
 
 #include <ctype.h>
+#include <dirent.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -97,7 +99,26 @@ static void ort_ask_for(void *options, const char *delegate, int threads) {
 
 struct ort_model {
     void *session, *binding;
+    int profile; /* the open file of its profile, or -1 */
 };
+
+/* The file that a new session writes its profile to, by an open file alone: without a name nothing
+ * of it is left behind, however this process ends. */
+static int take_profile(const char *prefix) {
+    char *folder = copy_of(prefix), *name = strrchr(folder, '/');
+    size_t size = strlen(name + 1);
+    int found = -1;
+    *name++ = 0;
+    DIR *files = opendir(folder);
+    for (struct dirent *file; files && found < 0 && (file = readdir(files));) {
+        if (strncmp(file->d_name, name, size) || file->d_name[size] != '_') continue;
+        found = openat(dirfd(files), file->d_name, O_RDONLY | O_CLOEXEC);
+        if (found >= 0) unlinkat(dirfd(files), file->d_name, 0);
+    }
+    if (files) closedir(files);
+    free(folder);
+    return found;
+}
 
 static void ort_start(void) {
     if (ort_env) return;
@@ -109,15 +130,17 @@ static void ort_start(void) {
 static void *ort_load(const struct plan *plan, const struct job *job, enum purpose purpose) {
     struct ort_model *model = zeroed(1, sizeof *model);
     void *options;
+    char *prefix = purpose == EXAMINED ? scratch_path("") : NULL;
     ort_start();
     ort_check(ort.create_options(&options));
     ort_check(ort.set_severity(options, 3));
     ort_check(ort.set_intra_threads(options, plan->threads));
     ort_check(ort.set_inter_threads(options, 1));
-    if (purpose == EXAMINED) ort_check(ort.enable_profiling(options, scratch_path("")));
+    if (prefix) ort_check(ort.enable_profiling(options, prefix));
     if (plan->delegate && strcmp(plan->delegate, "CPUExecutionProvider"))
         ort_ask_for(options, plan->delegate, plan->threads);
     ort_check(ort.create_session(ort_env, job->path, options, &model->session));
+    model->profile = prefix ? take_profile(prefix) : -1;
     return model;
 }
 
@@ -150,10 +173,11 @@ static void ort_call(void *loaded) {
 
 static struct text ort_profile(void *loaded) {
     struct ort_model *model = loaded;
-    char *path;
+    char *path, held[40];
     ort_check(ort.end_profiling(model->session, ort_allocator, &path));
-    struct text profile = read_file(path);
-    unlink(path);
+    snprintf(held, sizeof held, "/proc/self/fd/%d", model->profile);
+    struct text profile = read_file(model->profile < 0 ? path : held);
+    unlink(path); /* where it has its name still */
     return profile;
 }
 

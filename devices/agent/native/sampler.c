@@ -191,6 +191,6 @@ struct text stop_sampler(const struct sampler *sampler, const struct meter *mete
     }
     while (waitpid(sampler->pid, NULL, 0) < 0 && errno == EINTR) continue;
     if (!said.size || said.bytes[said.size - 1] != '}')
-        fail("failed", "what read the power sensor has died");
+        fail("failed", "the sampler of the power sensor died");
     return said;
 }
