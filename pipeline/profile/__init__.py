@@ -1,0 +1,1 @@
+"""The profile of one network on one device: which part of it costs what."""
