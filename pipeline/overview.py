@@ -29,20 +29,21 @@ class Row:
         measurement: the measurement.
         speedup: latency of the FP32 variant of the same model, format, device and condition over
             this one's; above 1 is faster; ``None`` where either is unknown.
+        slower: whether it takes longer than that FP32 variant by more than their intervals allow
+            for.
         on_front: whether nothing measured on the same device and condition is at once at least as
             accurate, as fast and as small, and better in one of them.
     """
 
     measurement: Measurement
     speedup: float | None
+    slower: bool
     on_front: bool
 
 
 def rows(measurements: Sequence[Measurement]) -> list[Row]:
     """Measurements with their speed-up and their place relative to the front."""
-    baselines = {
-        _setting(m): m.median_ns for m in measurements if m.variant == BASELINE and m.median_ns
-    }
+    baselines = {_setting(m): m for m in measurements if m.variant == BASELINE and m.median_ns}
     on_front: set[int] = set()
     for place in {_place(m) for m in measurements}:
         members = [m for m in measurements if _place(m) == place]
@@ -55,9 +56,18 @@ def rows(measurements: Sequence[Measurement]) -> list[Row]:
     result = []
     for m in measurements:
         baseline = baselines.get(_setting(m))
-        speedup = baseline / m.median_ns if baseline and m.median_ns else None
-        result.append(Row(m, speedup, id(m) in on_front))
+        speedup, slower = _against(m, baseline)
+        result.append(Row(m, speedup, slower, id(m) in on_front))
     return result
+
+
+def _against(m: Measurement, baseline: Measurement | None) -> tuple[float | None, bool]:
+    """By how much a measurement is faster than another, and whether it is surely slower."""
+    if baseline is None or not (baseline.median_ns and m.median_ns):
+        return None, False
+    lowest = (m.ci95_ns or (m.median_ns,))[0]
+    highest = (baseline.ci95_ns or (baseline.median_ns,))[-1]
+    return baseline.median_ns / m.median_ns, lowest > highest
 
 
 def _setting(m: Measurement) -> tuple[Any, ...]:

@@ -76,7 +76,7 @@ def format_half_width(value: float | None, interval: tuple[float, float] | None)
     if not value or interval is None:
         return UNKNOWN
     percent = 100 * (interval[1] - interval[0]) / (2 * abs(value))
-    return f"±{format_significant(percent, 2)} %"
+    return f"±{format_significant(percent, 2 if percent >= 1 else 1)} %"
 
 
 def format_bytes(size_bytes: float | None) -> str:

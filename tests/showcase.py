@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from profiles.quality import judge
 from profiles.records import RUNTIME_OF, Condition, Plan, Run, Samples, Trial
 from profiles.store import Store
 from tests import builders
@@ -53,9 +54,7 @@ def run_of(
 def slices(samples: Samples, khz: int | None = KHZ, start_ns: int = SECOND) -> list[list[Any]]:
     """One for each fifty calls, back to back."""
     begins = start_ns + np.cumsum(samples) - samples
-    return [
-        [int(begins[at]), min(50, len(samples) - at), khz] for at in range(0, len(samples), 50)
-    ]
+    return [[int(begins[at]), min(50, len(samples) - at), khz] for at in range(0, len(samples), 50)]
 
 
 def environment(
@@ -198,6 +197,12 @@ def add_trial(store: Store, trial: Trial, runs: list[Run], status: str, reason: 
     store.close_trial(trial.key, status, reason)
 
 
+def add_refused(store: Store, trial: Trial, runs: list[Run]) -> None:
+    """Have a trial refused for what its runs say."""
+    why = judge(replace(trial, runs=tuple(runs))).why()
+    add_trial(store, trial, runs, "refused", why)
+
+
 def showcase(root: Path) -> Path:
     """Make the workspace: five artifacts, one of them known in every way."""
     root.mkdir(parents=True, exist_ok=True)
@@ -268,9 +273,7 @@ def _slower(store: Store) -> None:
 
 def _jumping(store: Store) -> None:
     """Sparse in ONNX: refused, for the clock falls in every run."""
-    runs = [jumping(n, 2.1 * MS) for n in range(5)]
-    why = "0 of 5 runs could be had (see the reasons of the others)"
-    add_trial(store, trial_of(sha_of(2), "onnx"), runs, "refused", why)
+    add_refused(store, trial_of(sha_of(2), "onnx"), [jumping(n, 2.1 * MS) for n in range(5)])
 
 
 def _plain(store: Store) -> None:
@@ -284,6 +287,4 @@ def _plain(store: Store) -> None:
 
 def _disturbed(store: Store) -> None:
     """INT8 in TFLite: refused, for others were busy throughout."""
-    runs = [disturbed(n, 0.6 * MS) for n in range(5)]
-    why = "0 of 5 runs could be had (see the reasons of the others)"
-    add_trial(store, trial_of(sha_of(4), "tflite"), runs, "refused", why)
+    add_refused(store, trial_of(sha_of(4), "tflite"), [disturbed(n, 0.6 * MS) for n in range(5)])

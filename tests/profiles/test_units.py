@@ -49,7 +49,7 @@ def test_unknown_is_never_a_number():
 def test_intervals():
     assert format_interval_ms((1_000_000, 1_250_000)) == "1.00-1.25"
     assert format_interval_ms((1_000_000, 1_002_000)) == "1.000-1.002"
-    assert format_interval_ms((1_000_000, 1_000_100)) == "1.00000-1.00010"
+    assert format_interval_ms((1_000_000, 1_000_100)) == "1.0000-1.0001"
     assert format_interval_ms((1_000_000, 1_000_000)) == "1.00-1.00"
 
 
@@ -90,6 +90,8 @@ def test_significant_digits(magnitude, sign, digits):
         (format_ratio(0.789), "0.79x"),
         (format_half_width(100.0, (98.8, 101.2)), "±1.2 %"),
         (format_half_width(1_000.0, (500.0, 1_700.0)), "±60 %"),
+        (format_half_width(100.0, (99.9, 100.1)), "±0.1 %"),
+        (format_half_width(100.0, (99.96, 100.04)), "±0.04 %"),
         (format_half_width(-100.0, (-110.0, -90.0)), "±10 %"),
     ],
 )

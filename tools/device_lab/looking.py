@@ -2,35 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tools.device_lab.output import print_json, print_table, progress
+from profiles.errors import UsageError
+from profiles.records import Measurement
+from tools.device_lab.output import print_json, progress
 from tools.device_lab.running import AsJson, WorkspaceFolder
 
 
 def results(
+    trial: Annotated[
+        str | None,
+        typer.Argument(metavar="[TRIAL]", help="One measurement: how its trial's key begins."),
+    ] = None,
     workspace: WorkspaceFolder = Path("workspace"),
     everything: Annotated[
         bool, typer.Option("--all", help="Blocks of latency tables too.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the measurements in a workspace.
+    """List the measurements in a workspace, or tell all about one of them.
 
-    Example: device-lab results --workspace work --json
+    Example: device-lab results 4f81c0 --workspace work
     """
-    from pipeline.overview import read_measurements
-    from tools.device_lab.summary import measurement_row
+    from pipeline.overview import read_material, read_measurements
+    from tools.device_lab.summary import print_measurement, print_measurements
 
-    found = read_measurements(workspace, blocks=everything)
+    found = read_measurements(workspace, blocks=everything or trial is not None)
+    if trial is not None:
+        found = _one_trial(found, trial)
     if as_json:
         print_json(found)
-        return
-    columns, rows = measurement_row(found)
-    print_table("", columns, rows)
+    elif trial is None:
+        print_measurements(found)
+    else:
+        for m, material in zip(found, read_material(workspace, found), strict=True):
+            print_measurement(m, material)
+
+
+def _one_trial(found: Sequence[Measurement], beginning: str) -> list[Measurement]:
+    """The measurements of the one trial whose key begins so: several where artifacts are alike.
+
+    Raises:
+        UsageError: if there is no such trial, or there are several.
+    """
+    mine = [m for m in found if beginning and m.trial.startswith(beginning.lower())]
+    keys = {m.trial for m in mine}
+    if len(keys) != 1:
+        how_many = f"{len(keys)} measurements begin" if keys else "no measurement begins"
+        raise UsageError(f"{how_many} with {beginning!r}", "device-lab results lists their trials")
+    return mine
 
 
 def report(

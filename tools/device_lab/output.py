@@ -17,6 +17,8 @@ from profiles import units
 from profiles.records import Measurement
 
 _QUIET_S = 2.0
+#: Columns of a plain terminal.
+WIDTH = 80
 
 
 def print_json(value: Any) -> None:
@@ -30,20 +32,32 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, default=plain))
 
 
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table; columns whose name starts with ``>`` are aligned to the right."""
+def print_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, width: int = 100
+) -> None:
+    """A table; columns whose name starts with ``>`` are aligned to the right.
+
+    Args:
+        title: above it.
+        columns: their names.
+        rows: of cells.
+        width: of what is piped; a terminal has its own.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
         right = column.startswith(">")
         table.add_column(column.lstrip(">"), justify="right" if right else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
     # Piped output does not shrink to whatever terminal may be around.
-    Console(width=None if sys.stdout.isatty() else 100, highlight=False).print(table)
+    console = Console(width=None if sys.stdout.isatty() else width, highlight=False)
+    if title:
+        console.print(title, style="italic", markup=False)
+    console.print(table)
 
 
 def complain(text: str) -> None:
@@ -97,7 +111,7 @@ def device_label(m: Measurement) -> str:
 
 
 def latency_cells(m: Measurement) -> tuple[str, str]:
-    """Median and interval in ms; what is unknown says so."""
+    """Median in ms, and the half-width of its interval; what is unknown says so."""
     if m.median_ns is None:
         return units.UNKNOWN, "-"
-    return units.format_ms(m.median_ns), units.format_interval_ms(m.ci95_ns)
+    return units.format_ms(m.median_ns), units.format_half_width(m.median_ns, m.ci95_ns)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tools.device_lab.output import print_json, print_table, progress
+from tools.device_lab.output import print_json, progress
 from tools.device_lab.running import AsJson, WorkspaceFolder
 
 Inventory = Annotated[Path, typer.Option("--inventory", "-i", help="The devices.yaml.")]
@@ -96,7 +96,7 @@ def measure(
 
     Example: device-lab measure a.onnx b.onnx --device pi5 --runs 10 --json
     """
-    from tools.device_lab.summary import measurement_row
+    from tools.device_lab.summary import print_measurements
 
     with progress() as show:
         from pipeline.files import measure_files
@@ -107,7 +107,6 @@ def measure(
     if as_json:
         print_json(found)
     else:
-        columns, rows = measurement_row(found)
-        print_table("", columns, rows)
+        print_measurements(found)
     if any(m.status != "accepted" for m in found):
         raise typer.Exit(1)

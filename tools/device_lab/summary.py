@@ -1,60 +1,167 @@
-"""How a workspace reads in a terminal."""
+"""How a workspace reads in a terminal, in 80 columns."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from profiles import units
 from profiles.records import Measurement
-from tools.device_lab.output import device_label, latency_cells, print_table
+from tools.device_lab.output import WIDTH, device_label, latency_cells, print_table
 
 if TYPE_CHECKING:
-    from pipeline.overview import Overview, Row
+    from pipeline.overview import Material, Overview, Row
+
+_KEY = 8
 
 
-def measurement_row(found: Sequence[Measurement]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows of a list of measurements."""
-    columns = ["model", "variant", "format", "device", ">thr", ">ms", ">95 %", ">n", "status"]
-    rows = []
-    for m in found:
-        median, interval = latency_cells(m)
-        rows.append(
-            [
-                m.model,
-                m.variant,
-                m.format,
-                device_label(m),
-                str(m.condition.threads),
-                median,
-                interval,
-                str(m.n),
-                m.status if m.status == "accepted" else f"{m.status}: {m.reason}",
-            ]
+def print_measurements(found: Sequence[Measurement]) -> None:
+    """A list of measurements, one table for each model."""
+    for model in dict.fromkeys(m.model for m in found):
+        mine = [m for m in found if m.model == model]
+        print_table(
+            model,
+            ["trial", "variant", "format", "device", ">thr", ">ms", ">95 %", ">n", "status"],
+            [_listed(m) for m in mine],
+            width=WIDTH,
         )
-    return columns, rows
+        _print_notes(mine)
+
+
+def _listed(m: Measurement) -> list[str]:
+    return [
+        m.trial[:_KEY] or "-",
+        m.variant,
+        m.format,
+        device_label(m),
+        str(m.condition.threads) if m.device else "-",
+        *latency_cells(m),
+        str(m.n),
+        m.status + ("\N{DAGGER}" if m.remarks and m.status == "accepted" else ""),
+    ]
+
+
+def print_measurement(m: Measurement, material: Material) -> None:
+    """One measurement: its verdict, its figures, and what they stand on."""
+    from tools.report import environment, figures
+
+    print(f"{m.model} {m.variant} {m.format} on {device_label(m)}, {m.condition.describe()}")
+    print(f"trial {m.trial or 'none'}")
+    _say(f"{m.status}: {m.reason or m.stopped}".rstrip(": "))
+    for remark in m.remarks:
+        _say(f"\N{DAGGER} {remark.code}: {remark.text} ({remark.advice})")
+    for heading, rows in figures.sections(m):
+        print(f"\n{heading}")
+        for name, value, note in rows:
+            _say(f"  {name:<20}  {value:<12}  {note}".rstrip(), indent=38)
+    trial = material.trials.get("latency")
+    if trial is None:
+        return
+    runs = material.counted.get("latency") or trial.runs
+    print(f"\nEnvironment of {len(runs)} runs")
+    for name, value in environment.settings(trial, runs) + environment.shares(runs):
+        _say(f"  {name:<28}  {value}", indent=32)
+    for name, *moments in environment.states(runs):
+        _say(f"  {name:<28}  {', then '.join(moments)}", indent=32)
 
 
 def print_overview(overview: Overview) -> None:
     """Artifacts, the Pareto front, and what the search found."""
     variants = [row for row in overview.rows if row.measurement.role == "variant"]
-    print_table(
-        f"{overview.name}: artifacts",
-        ["variant", "format", "device", ">thr", ">kB", ">top-1 %", ">ms", ">95 %", ">vs fp32", ""],
-        [_artifact_cells(row) for row in variants],
-    )
-    front = sorted(
-        (row for row in overview.rows if row.on_front),
-        key=lambda row: row.measurement.median_ns or 0,
-    )
-    print_table(
-        "Pareto front (accuracy, latency, size), per device and thread count",
-        ["variant", "format", "device", ">thr", ">kB", ">top-1 %", ">ms", ">95 %"],
-        [_front_cells(row) for row in front],
-    )
+    for place in dict.fromkeys(_place(row.measurement) for row in variants):
+        mine = [row for row in variants if _place(row.measurement) == place]
+        _print_artifacts(f"{overview.name}: {place}", mine)
+        _print_notes([row.measurement for row in mine])
+    for place in dict.fromkeys(_place(row.measurement) for row in overview.rows if row.on_front):
+        front = sorted(
+            (r for r in overview.rows if r.on_front and _place(r.measurement) == place),
+            key=lambda row: row.measurement.median_ns or 0,
+        )
+        print_table(
+            f"Pareto front (accuracy, latency, size): {place}",
+            ["variant", "format", ">kB", ">top-1", ">ms", ">95 %"],
+            [_front_cells(row.measurement) for row in front],
+            width=WIDTH,
+        )
     search = overview.summary.get("search")
     if search:
         print_search(search)
+
+
+def _place(m: Measurement) -> str:
+    return f"{device_label(m)}, {m.condition.describe()}" if m.device else "not measured"
+
+
+def _print_artifacts(title: str, rows: Sequence[Row]) -> None:
+    """What was measured at one place; a column with nothing in it is left out."""
+    columns: list[tuple[str, Callable[[Row], str]]] = [
+        ("variant", lambda row: row.measurement.variant),
+        ("format", lambda row: row.measurement.format),
+        (">kB", lambda row: f"{row.measurement.size_bytes / 1000:.0f}"),
+        (">top-1", lambda row: _accuracy(row.measurement)),
+        (">ms", lambda row: latency_cells(row.measurement)[0]),
+        (">95 %", lambda row: latency_cells(row.measurement)[1]),
+        (">vs fp32", lambda row: units.format_ratio(row.speedup) if row.speedup else "-"),
+        (">app", lambda row: _app(row.measurement)),
+        (">mJ", lambda row: _energy(row.measurement)),
+        ("", _mark),
+    ]
+    cells = [[cell(row) for row in rows] for _, cell in columns]
+    kept = [
+        (name, column)
+        for (name, _), column in zip(columns, cells, strict=True)
+        if name not in (">app", ">mJ") or {*column} != {"-"}
+    ]
+    print_table(
+        title,
+        [name for name, _ in kept],
+        [list(row) for row in zip(*(column for _, column in kept), strict=True)],
+        width=WIDTH,
+    )
+
+
+def _mark(row: Row) -> str:
+    m = row.measurement
+    if m.status != "accepted":
+        return m.status
+    slower = "slower" if row.slower else ""
+    return ("*" if row.on_front else "") + ("\N{DAGGER}" if m.remarks else "") + slower
+
+
+def _print_notes(found: Sequence[Measurement]) -> None:
+    """Why figures are missing, and what to keep in mind about the others."""
+    for m in found:
+        if m.status != "accepted":
+            _say(f"{m.variant} {m.format} is {m.status}: {m.reason or 'it goes on'}")
+    for m in found:
+        if m.status == "accepted":
+            for remark in m.remarks:
+                _say(f"\N{DAGGER} {m.variant} {m.format}: {remark.text} ({remark.advice})")
+    for what in ("app", "energy"):
+        for why in dict.fromkeys(m.unknown[what] for m in found if what in m.unknown):
+            _say(f"{what} is unknown: {why}")
+
+
+def _say(text: str, indent: int = 2) -> None:
+    print(textwrap.fill(text, WIDTH, subsequent_indent=" " * indent, break_on_hyphens=False))
+
+
+def _accuracy(m: Measurement) -> str:
+    return f"{100 * m.parity.accuracy:.1f}" if m.parity else units.UNKNOWN
+
+
+def _app(m: Measurement) -> str:
+    return units.format_ratio(m.app_ratio.value) if m.app_ratio else "-"
+
+
+def _energy(m: Measurement) -> str:
+    return units.format_mj(m.energy.net_uj.value) if m.energy else "-"
+
+
+def _front_cells(m: Measurement) -> list[str]:
+    size = f"{m.size_bytes / 1000:.0f}"
+    return [m.variant, m.format, size, _accuracy(m), *latency_cells(m)]
 
 
 def print_search(search: Mapping[str, Any]) -> None:
@@ -75,47 +182,10 @@ def print_search(search: Mapping[str, Any]) -> None:
         f" {len(rows)} measured whole",
         [">round", "network", ">top-1 %", ">predicted ms", ">measured ms", ">error %"],
         rows,
+        width=WIDTH,
     )
     for found in search["agreement"]:
         print(
             f"{found['population']}: n {found['n']}, mean error {found['mape']:.1%},"
             f" within 10 % {found['within_10_percent']:.0%}"
         )
-
-
-def _artifact_cells(row: Row) -> list[str]:
-    m = row.measurement
-    median, interval = latency_cells(m)
-    accuracy = f"{100 * m.parity.accuracy:.1f}" if m.parity else units.UNKNOWN
-    speedup = f"{row.speedup:.2f}x" if row.speedup else "-"
-    mark = "*" if row.on_front else ("" if m.status == "accepted" else m.status)
-    size = f"{m.size_bytes / 1000:.0f}"
-    threads = str(m.condition.threads)
-    return [
-        m.variant,
-        m.format,
-        device_label(m),
-        threads,
-        size,
-        accuracy,
-        median,
-        interval,
-        speedup,
-        mark,
-    ]
-
-
-def _front_cells(row: Row) -> list[str]:
-    m = row.measurement
-    median, interval = latency_cells(m)
-    accuracy = f"{100 * m.parity.accuracy:.1f}" if m.parity else units.UNKNOWN
-    return [
-        m.variant,
-        m.format,
-        device_label(m),
-        str(m.condition.threads),
-        f"{m.size_bytes / 1000:.0f}",
-        accuracy,
-        median,
-        interval,
-    ]

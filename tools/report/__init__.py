@@ -71,7 +71,7 @@ def render(found: Overview, root: Path, material: Sequence[Material]) -> str:
         search=search,
         failures=found.summary.get("failures", []),
         refused=[row for row in variants if row.measurement.status != "accepted"],
-        remarked=[row for row in variants if row.measurement.remarks],
+        remarked=[row for row in variants if _remarked(row.measurement)],
         without_energy=_without_energy(variants),
         devices=_devices(found.rows),
         pages=pages.pages(found.rows, material),
@@ -113,7 +113,7 @@ def _headline(variants: list[Row]) -> dict[str, Any] | None:
     if not usable:
         return None
     best = min(usable, key=_latency)
-    slower = [r for r in variants if r.speedup is not None and r.speedup < 1 and not _same(r, best)]
+    slower = [r for r in variants if r.slower and not _same(r, best)]
     return {"best": best, "slower": slower}
 
 
@@ -124,6 +124,10 @@ def _without_energy(rows: list[Row]) -> list[tuple[str, list[str]]]:
         if why := m.unknown.get("energy"):
             found.setdefault(why, {})[m.device] = None
     return [(why, list(devices)) for why, devices in found.items()]
+
+
+def _remarked(m: Measurement) -> bool:
+    return m.status == "accepted" and bool(m.remarks)
 
 
 def _capfirst(text: str) -> str:

@@ -15,17 +15,22 @@ from numpy.typing import NDArray
 
 from pipeline.overview import Material
 from profiles import units
-from profiles.records import Measurement, Run, Trial
+from profiles.records import Measurement, Run, Samples, Trial
 from profiles.series import change_points, outliers
 from tools.report.thinning import histogram, thin
 
 #: So many points of a measurement at most, over all of its runs: what a screen can tell apart.
 MOST_POINTS = 1_500
 #: A range of latencies wider than this factor is drawn on a logarithmic scale.
-_WIDE = 4.0
+_WIDE = 2.0
+#: A call far above what its run's calls usually take is drawn at the chart's edge, as this kind:
+#: so many interquartile ranges above all but the slowest twentieth.
+BEYOND = "off the scale"
+_FAR = 3.0
 NOT_COUNTED = -1
 COLOURS = 6
 _NS_PER_S = 1_000_000_000
+_STRETCHES = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +39,7 @@ class Drawing:
 
     Args:
         data: the rows of each of :data:`tools.report.plots.COLUMNS`; what has none is not there.
-        wide: whether the latencies want a logarithmic scale.
+        wide: whether the histogram wants a logarithmic scale.
         drawn: points drawn of the latency's calls.
         calls: how many there are.
     """
@@ -68,8 +73,8 @@ def drawing(m: Measurement, material: Material) -> Drawing:
         found |= _power(energy, material.counted.get("energy", ()))
     if sustained := material.trials.get("sustained"):
         found["sustained"] = _sustained(sustained, material.counted.get("sustained", ()))
-    ms = [point[1] for point in found.get("points", ())]
-    wide = bool(ms) and max(ms) > _WIDE * min(ms)
+    bins = found.get("bins")
+    wide = bool(bins and bins[-1][1] > _WIDE * bins[0][0])
     return Drawing({name: rows for name, rows in found.items() if rows}, wide, drawn, calls)
 
 
@@ -85,6 +90,7 @@ def _samples(runs: Sequence[tuple[Run, int]]) -> dict[str, list[list[Any]]]:
     points: list[list[Any]] = []
     spans: list[list[Any]] = []
     changes: list[list[Any]] = []
+    edge_ms = _digits(_edge_ns([run.samples_ns for run, _ in runs]) / units.NS_PER_MS)
     call = 0
     for run, hue in runs:
         begin = call
@@ -96,13 +102,25 @@ def _samples(runs: Sequence[tuple[Run, int]]) -> dict[str, list[list[Any]]]:
                 if hue == NOT_COUNTED and timed:
                     kind = "not counted"
                 ms = _digits(values[index] / units.NS_PER_MS)
-                points.append([call + int(index), ms, run.number + 1, hue, kind])
+                shown, kind = (ms, kind) if ms <= edge_ms else (edge_ms, BEYOND)
+                points.append([call + int(index), shown, ms, run.number + 1, hue, kind])
             call += len(values)
         timed_from = begin + len(run.warmup_ns)
         if len(run.samples_ns):
             changes += [[timed_from + cut] for cut in change_points(run.samples_ns)]
         spans.append([_label(run, hue), begin, call, hue])
     return {"points": points, "spans": spans, "changes": changes}
+
+
+def _edge_ns(runs: Sequence[Samples]) -> float:
+    """Up to where calls are drawn: far enough for every level that lasts, not for every spike."""
+    reaches = [0.0]
+    for samples in runs:
+        if len(samples):
+            quarter, three_quarters, most = np.percentile(samples, [25, 75, 95])
+            reach = most + _FAR * (three_quarters - quarter)
+            reaches.append(float(min(reach, samples.max())))
+    return max(reaches) or float("inf")
 
 
 def _label(run: Run, hue: int) -> str:
@@ -133,15 +151,15 @@ def _clocks(runs: Sequence[tuple[Run, int]]) -> list[list[Any]]:
 
 
 def _sustained(trial: Trial, counted: Sequence[Run]) -> list[list[Any]]:
-    """Latency over seconds since the run's first timed call."""
+    """Medians of short stretches over seconds since the run's first timed call."""
     found: list[list[Any]] = []
-    runs = [run for run in trial.runs if len(run.samples_ns)]
-    for run in runs:
+    for run in trial.runs:
         seconds, hue = _seconds(run), _hue(run, counted)
-        if seconds is not None:
-            for index in thin(run.samples_ns, MOST_POINTS // len(runs)):
-                ms = _digits(run.samples_ns[index] / units.NS_PER_MS)
-                found.append([round(float(seconds[index]), 3), ms, run.number + 1, hue])
+        if seconds is None or not len(seconds):
+            continue
+        for part in np.array_split(np.arange(len(seconds)), min(_STRETCHES, len(seconds))):
+            ms = _digits(float(np.median(run.samples_ns[part])) / units.NS_PER_MS)
+            found.append([round(float(seconds[part].mean()), 3), ms, run.number + 1, hue])
     return found
 
 

@@ -111,10 +111,11 @@ def _charts(data: Mapping[str, Any], wide: bool, thinned: str) -> list[Chart]:
     found = [
         Chart(
             "samples",
-            f"samples{scale}",
+            "samples",
             "Every call, run after run",
             f"{thinned} Numbers above are runs; a run with \N{MULTIPLICATION SIGN} does not count"
-            " (see the table of runs). Dashed upright lines mark where the latency jumped.",
+            " (see the table of runs). Dashed upright lines mark where the latency jumped."
+            " Outliers (Tukey) are flagged, never left out; what is far off stands at the edge.",
         ),
         Chart(
             "histogram",
@@ -133,7 +134,7 @@ def _charts(data: Mapping[str, Any], wide: bool, thinned: str) -> list[Chart]:
             "sustained",
             "sustained",
             "Sustained: without a pause",
-            "The figure is of the second half of each run's time.",
+            "Medians of short stretches. The figure is of the second half of each run's time.",
         ),
         Chart(
             "power",

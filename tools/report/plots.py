@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from tools.report.charts import COLOURS, GREY, finished
-from tools.report.drawing import NOT_COUNTED
+from tools.report.drawing import BEYOND, NOT_COUNTED
 
 #: The columns of each table of rows that charts are drawn from.
 COLUMNS: Mapping[str, tuple[str, ...]] = {
-    "points": ("call", "ms", "run", "hue", "kind"),
+    "points": ("call", "shown", "ms", "run", "hue", "kind"),
     "spans": ("label", "from", "to", "hue"),
     "changes": ("call",),
     "medians": ("label", "ms", "hue"),
@@ -34,19 +34,28 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     "sustained": ("sustained",),
     "power": ("power", "stretches"),
 }
-_KINDS = ["timed", "outlier", "warm-up", "not counted"]
+_SHAPES = {
+    "timed": ("circle", 14),
+    "outlier": ("diamond", 40),
+    "warm-up": ("triangle-down", 18),
+    "not counted": ("cross", 26),
+    BEYOND: ("triangle-up", 40),
+}
 #: Room for the labels of the axes of charts that stand below one another.
 _AXIS = 52
 
 
 def specifications() -> dict[str, Any]:
-    """Each chart; those of latencies in two scales, ``-wide`` being the logarithmic."""
-    found = {"clocks": _clocks(), "sustained": _sustained(), "power": _power()}
-    for ending, wide in (("", False), ("-wide", True)):
-        found[f"samples{ending}"] = _samples(wide)
-        found[f"histogram{ending}"] = _histogram(wide)
-    found["medians"] = _medians()
-    return found
+    """Each chart; the histogram in two scales, ``-wide`` being the logarithmic."""
+    return {
+        "samples": _samples(),
+        "histogram": _histogram(wide=False),
+        "histogram-wide": _histogram(wide=True),
+        "medians": _medians(),
+        "clocks": _clocks(),
+        "sustained": _sustained(),
+        "power": _power(),
+    }
 
 
 def _data(name: str) -> Any:
@@ -74,23 +83,23 @@ def _axis(**changes: Any) -> Any:
     return alt.Axis(minExtent=_AXIS, maxExtent=_AXIS, **changes)
 
 
-def _samples(wide: bool) -> dict[str, Any]:
+def _samples() -> dict[str, Any]:
     """Every call in the order made, by run."""
     import altair as alt
 
-    shapes = alt.Scale(domain=_KINDS, range=["circle", "diamond", "stroke", "cross"])
+    kinds = list(_SHAPES)
+    shapes = alt.Scale(domain=kinds, range=[shape for shape, _ in _SHAPES.values()])
+    sizes = alt.Scale(domain=kinds, range=[size for _, size in _SHAPES.values()])
     x = alt.X("call:Q", title="call", scale=alt.Scale(nice=False, zero=True))
     marks = (
         _data("points")
         .mark_point(filled=True, opacity=0.75)
         .encode(
             x=x,
-            y=alt.Y("ms:Q", title="ms", scale=_scale(wide), axis=_axis()),
+            y=alt.Y("shown:Q", title="ms", scale=_scale(False), axis=_axis()),
             color=_hue(),
             shape=alt.Shape("kind:N", title=None, scale=shapes),
-            size=alt.Size(
-                "kind:N", legend=None, scale=alt.Scale(domain=_KINDS, range=[14, 40, 26, 26])
-            ),
+            size=alt.Size("kind:N", title=None, scale=sizes),
             tooltip=["run:O", "call:Q", "ms:Q", "kind:N"],
         )
     )
@@ -190,16 +199,17 @@ def _clocks() -> dict[str, Any]:
 
 
 def _sustained() -> dict[str, Any]:
-    """Latency over time, without a pause."""
+    """Latency over time, without a pause: medians of short stretches."""
     import altair as alt
 
     marks = (
         _data("sustained")
-        .mark_point(filled=True, size=14, opacity=0.75)
+        .mark_line(strokeWidth=1.5)
         .encode(
             x=alt.X("seconds:Q", title="s since the first timed call"),
             y=alt.Y("ms:Q", title="ms", scale=_scale(False), axis=_axis()),
             color=_hue(),
+            detail="run:N",
             tooltip=["run:O", "seconds:Q", "ms:Q"],
         )
     )

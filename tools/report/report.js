@@ -21,9 +21,10 @@
     }
   };
 
-  const choose = document.getElementById("choose");
+  const choose = document.getElementById("choose") || document.createElement("select");
   const opened = () => {
-    const page = document.querySelector(".measurement:target");
+    const page = document.getElementById(location.hash.slice(1));
+    if (page && !page.matches(".measurement")) return;
     choose.value = page ? location.hash : "#";
     draw(page);
   };
@@ -32,9 +33,10 @@
     if (choose.value === "#") scrollTo(0, 0);
   });
   addEventListener("hashchange", opened);
+  // Only now is what the address names shown, and has a width.
+  addEventListener("load", opened);
 
   for (const place of document.querySelectorAll("[data-plot]")) {
     vegaEmbed(place, parse(place.dataset.plot), options);
   }
-  opened();
 })();

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _FEWEST_BINS = 10
-_MOST_BINS = 120
+_MOST_BINS = 240
 #: Nothing to be told apart: all samples are the same, or one alone.
 _LEAST_SPREAD = 1e-6
 
