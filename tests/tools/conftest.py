@@ -1,4 +1,4 @@
-"""The command line in this process: as fast as a function call, with its exit code and streams."""
+"""The command line in this process, with its exit code and streams; and the native agent."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from devices.agent.native import native_agent
 from tests.projects import Project, make_project
+from tests.tools.natives import HERE, HOST_CC, watched
 
 
 @dataclass(frozen=True)
@@ -57,3 +59,22 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     # Every project's module has the same name, and Python would remember another one's.
     monkeypatch.delitem(sys.modules, "stripes", raising=False)
     return make_project(tmp_path / "project", variants=["fp32"], formats=["onnx"])
+
+
+@pytest.fixture(scope="session")
+def agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The native agent for this machine."""
+    if HOST_CC is None:
+        pytest.skip("no C compiler on this machine")
+    return native_agent(HERE, folder=tmp_path_factory.mktemp("native"))
+
+
+@pytest.fixture(scope="session")
+def watched_agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with every access to memory checked."""
+    if HOST_CC is None:
+        pytest.skip("no C compiler on this machine")
+    program = tmp_path_factory.mktemp("watched") / "agent"
+    if problem := watched(program):
+        pytest.skip(f"this compiler has no sanitizers: {problem.splitlines()[0]}")
+    return program

@@ -1,81 +1,29 @@
-"""Building the native agent, and what only an agent in C can get wrong."""
+"""Building the native agent, and what it makes of the plans it is given."""
 
 from __future__ import annotations
 
-import ctypes.util
 import json
-import os
-import platform
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devices.agent import native
-from devices.agent.native import (
-    FOLDER,
-    MACHINES,
-    compiled,
-    native_agent,
-    runtime_libraries,
-    sources,
-)
+from devices.agent.native import FOLDER, MACHINES, native_agent, runtime_libraries, sources
 from devices.agent.tiny import tiny_model as tiny_bytes
 from profiles.errors import AgentError
-from tests.builders import TinyModel, agent_plan
-from tests.conformance.agents import litert_job
+from tests.builders import agent_plan
+from tests.tools.natives import HERE, HOST_CC, run
 from tools.native import main
 
-HERE = platform.machine()
 ROOT = Path(__file__).parents[2]
-HOST_CC = shutil.which("cc")
 needs_cc = pytest.mark.skipif(HOST_CC is None, reason="no C compiler on this machine")
-SANITIZERS = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-
-
-@pytest.fixture(scope="module")
-def agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if HOST_CC is None:
-        pytest.skip("no C compiler on this machine")
-    return native_agent(HERE, folder=tmp_path_factory.mktemp("native"))
-
-
-@pytest.fixture(scope="module")
-def watched_agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The agent with every access to memory checked."""
-    if HOST_CC is None:
-        pytest.skip("no C compiler on this machine")
-    program = tmp_path_factory.mktemp("watched") / "agent"
-    words = [HOST_CC, "-std=c11", *SANITIZERS, "-o", str(program), *map(str, compiled()), "-ldl"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"this compiler has no sanitizers: {done.stderr.splitlines()[0]}")
-    return program
-
-
-def run(*words: str | Path) -> tuple[int, list[dict[str, Any]], str]:
-    done = subprocess.run(
-        [str(word) for word in words], capture_output=True, timeout=60, check=False
-    )
-    events = [json.loads(line) for line in done.stdout.decode().splitlines()]
-    return done.returncode, events, done.stderr.decode(errors="replace")
-
-
-def library_of(folder: Path, code: str) -> Path:
-    """A library that is taken for ONNX Runtime's."""
-    (folder / "fake.c").write_text(code)
-    path = folder / "libfake.so"
-    subprocess.run(
-        [str(HOST_CC), "-shared", "-fPIC", "-o", str(path), str(folder / "fake.c")], check=True
-    )
-    return path
 
 
 # Building
@@ -206,97 +154,6 @@ def test_the_cross_compiled_agent_answers_under_emulation(tmp_path):
     assert (code, event["kind"]) == (1, "runtime-missing")
 
 
-# Libraries that are not what they should be
-
-
-def test_both_agents_prove_a_runtime_with_the_same_models():
-    for runtime, name in (("onnxruntime", "TINY_ONNX"), ("litert", "TINY_TFLITE")):
-        array = re.search(rf"{name}\[\] = \{{(.*?)\}};", (FOLDER / "probe.c").read_text(), re.S)
-        assert array
-        assert bytes(map(int, re.findall(r"\d+", array[1]))) == tiny_bytes(runtime)
-
-
-def test_a_library_that_is_not_there(agent, tmp_path):
-    plan = tmp_path / "plan.json"
-    plan.write_text(json.dumps(agent_plan([], library=str(tmp_path / "none.so"))))
-    code, (event,), _ = run(agent, plan)
-    assert (code, event["kind"]) == (1, "runtime-missing")
-    assert "none.so" in event["message"]
-    assert "libonnxruntime.so" in event["message"]
-
-
-@pytest.mark.parametrize("runtime", ["onnxruntime", "litert"])
-def test_another_library(agent, runtime):
-    other = ctypes.util.find_library("c")
-    _, (event,), _ = run(agent, "--probe", f"{runtime}={other}")
-    assert "has no function" in event["runtimes"][runtime]["missing"]
-
-
-def test_a_library_that_dies_is_missing_and_the_others_are_looked_at(agent, tmp_path):
-    fake = library_of(tmp_path, "#include <stdlib.h>\nvoid *OrtGetApiBase(void) { abort(); }\n")
-    litert = runtime_libraries()["litert"]
-    code, (event,), _ = run(agent, "--probe", f"onnxruntime={fake}", f"litert={litert}")
-    assert code == 0
-    assert "signal 6" in event["runtimes"]["onnxruntime"]["missing"]
-    assert "version" in event["runtimes"]["litert"]
-
-
-def test_a_library_that_dies_of_a_model_leaves_nothing_behind(agent, tmp_path, monkeypatch):
-    code = """
-    #include <stdlib.h>
-    static void *well(void) { return NULL; }
-    static void *dies(void) { abort(); }
-    static void *functions[300];
-    static const void *table(unsigned version) {
-        (void)version;
-        for (int i = 0; i < 300; i++) functions[i] = i == 7 ? dies : well;
-        return functions;
-    }
-    static const char *version(void) { return "1.22"; }
-    static const struct { void *table, *version; } base = {table, version};
-    const void *OrtGetApiBase(void) { return &base; }
-    """
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    monkeypatch.setenv("TMPDIR", str(scratch))
-    _, (event,), _ = run(agent, "--probe", f"onnxruntime={library_of(tmp_path, code)}")
-    assert "signal 6" in event["runtimes"]["onnxruntime"]["missing"]
-    assert list(scratch.iterdir()) == []
-
-
-def test_the_size_of_the_library_is_no_memory_of_the_model(agent, tmp_path):
-    job, libraries = {**litert_job(tmp_path), "id": "tiny"}, runtime_libraries()
-    large = tmp_path / "libLiteRt.so"
-    shutil.copyfile(libraries["litert"], large)
-    os.truncate(large, 200_000_000)  # zeros that are never loaded
-    plan = tmp_path / "plan.json"
-    plan.write_text(json.dumps(agent_plan([job], runtime="litert", library=str(large))))
-    code, events, errors = run(agent, plan)
-    assert code == 0, errors
-    assert events[-1]["peak_bytes"] < 100_000_000
-
-
-def test_what_a_library_prints_is_no_event(agent, tmp_path):
-    code = """
-    #include <stdio.h>
-    #include <stdlib.h>
-    static const void *table(unsigned version) { (void)version; return NULL; }
-    static const char *version(void) { return "1.2"; }
-    static const struct { void *table, *version; } base = {table, version};
-    const void *OrtGetApiBase(void) {
-        puts("noise of the library"); system("echo noise of a child"); fflush(stdout);
-        return &base;
-    }
-    """
-    plan = tmp_path / "plan.json"
-    plan.write_text(json.dumps(agent_plan([], library=str(library_of(tmp_path, code)))))
-    _, (event,), errors = run(agent, plan)
-    assert event["kind"] == "runtime-missing"
-    assert "1.2 is older" in event["message"]
-    assert "noise of the library" in errors
-    assert "noise of a child" in errors
-
-
 # Plans, whatever is in them
 
 
@@ -308,7 +165,10 @@ def plan_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _plans() -> st.SearchStrategy[bytes]:
     whole = json.dumps(
         agent_plan(
-            [{"id": "a", "path": "m", "inputs": [], "expect": ["x\u00e9"]}], library="/nowhere"
+            [{"id": "a", "path": "m", "inputs": [], "expect": ["x\u00e9"]}],
+            library="/nowhere",
+            kind="energy",
+            meter={"period_ns": 1_000_000, "files": ["/proc/uptime"], "command": []},
         )
     ).encode()
     cut = st.integers(0, len(whole)).map(lambda size: whole[:size])
@@ -355,17 +215,14 @@ def test_strings_are_read_as_json_means_them(watched_agent, plan_folder, name, e
     assert event["message"] == f"two jobs are called {name}"
 
 
-def test_a_whole_run_is_clean(watched_agent, tiny_model: TinyModel, tmp_path):
-    """Models are kept until the process ends, so leaks are not looked for."""
-    library = str(runtime_libraries()["onnxruntime"])
-    jobs = [tiny_model.plan_job(name) for name in "ab"]
-    plan = tmp_path / "plan.json"
-    plan.write_text(json.dumps(agent_plan(jobs, library=library)))
-    code, events, errors = run(watched_agent, plan)
-    assert (code, events[-1]["event"]) == (0, "done"), errors
-
-
 # Both agents on the same models
+
+
+def test_both_agents_prove_a_runtime_with_the_same_models():
+    for runtime, name in (("onnxruntime", "TINY_ONNX"), ("litert", "TINY_TFLITE")):
+        array = re.search(rf"{name}\[\] = \{{(.*?)\}};", (FOLDER / "probe.c").read_text(), re.S)
+        assert array
+        assert bytes(map(int, re.findall(r"\d+", array[1]))) == tiny_bytes(runtime)
 
 
 @pytest.mark.slow

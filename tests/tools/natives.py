@@ -1,0 +1,41 @@
+"""The native agent as a program that tests run: built plainly, or with its memory watched."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from devices.agent.native import compiled
+
+HERE = platform.machine()
+HOST_CC = shutil.which("cc")
+SANITIZERS = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+
+
+def watched(program: Path) -> str:
+    """Build the agent so that every access to memory is checked; what went wrong, if it did."""
+    words = [str(HOST_CC), "-std=c11", *SANITIZERS, "-o", str(program), *map(str, compiled())]
+    done = subprocess.run([*words, "-ldl"], capture_output=True, text=True, check=False)
+    return done.stderr if done.returncode else ""
+
+
+def run(*words: str | Path, env: dict[str, str] | None = None) -> tuple[int, Any, str]:
+    """An agent's exit code, its events and what else was said."""
+    done = subprocess.run(
+        [str(word) for word in words], capture_output=True, timeout=60, check=False, env=env
+    )
+    events = [json.loads(line) for line in done.stdout.decode().splitlines()]
+    return done.returncode, events, done.stderr.decode(errors="replace")
+
+
+def library_of(folder: Path, code: str) -> Path:
+    """A library of this code, such as one that is taken for ONNX Runtime's."""
+    (folder / "fake.c").write_text(code)
+    path = folder / "libfake.so"
+    words = [str(HOST_CC), "-shared", "-fPIC", "-o", str(path), str(folder / "fake.c"), "-ldl"]
+    subprocess.run(words, check=True)
+    return path
