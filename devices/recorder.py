@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ import numpy as np
 from profiles.errors import AgentError
 from profiles.records import Plan, Samples
 
+#: When the device is looked at.
+LOOKS = ("before", "warm", "after")
 #: The stretches of time of an energy trial.
 MARKS = ("idle-before", "active", "idle-after")
 
@@ -79,7 +82,7 @@ class RunRecorder:
         lacking = {
             "memory": any(one.memory is None for one in self.recordings.values()),
             "operators": any(one.operators is None for one in self.recordings.values()),
-            "energy": self.power is None or not self.marks,
+            "energy": self.power is None or [each["what"] for each in self.marks] != [*MARKS],
         }
         if lacking.get(kind):
             raise AgentError(f"the agent delivered no {kind}")
@@ -110,10 +113,12 @@ class RunRecorder:
             raise AgentError(f"the agent said something unexpected: {text[:120]!r}") from error
 
     def _on_hello(self, event: Mapping[str, Any]) -> None:
-        self.version, self.agent = str(event["version"]), str(event["agent"])
-        self.build = str(event["build"] or "unknown")
+        said = [event[name] for name in ("version", "agent", "build")]
+        self.version, self.agent, self.build = (str(word or "unknown") for word in said)
 
     def _on_environment(self, event: Mapping[str, Any]) -> None:
+        if event["when"] not in LOOKS:
+            raise ValueError(f"the device is looked at {', '.join(LOOKS)}")
         self.environment[event["when"]] = {
             key: value for key, value in event.items() if key not in ("event", "when")
         }
@@ -142,10 +147,13 @@ class RunRecorder:
         recording.slices.append(slice_)
 
     def _on_memory(self, event: Mapping[str, Any]) -> None:
-        self.recordings[event["job"]].memory = {
+        sizes = {
             name: _natural(event[name])
             for name in ("base_bytes", "loaded_bytes", "peak_bytes", "file_bytes")
         }
+        if not (sizes["base_bytes"] and sizes["loaded_bytes"] and sizes["peak_bytes"]):
+            raise ValueError("a process takes memory")
+        self.recordings[event["job"]].memory = sizes
 
     def _on_operators(self, event: Mapping[str, Any]) -> None:
         trace = event["trace"]
@@ -162,8 +170,10 @@ class RunRecorder:
     def _on_power(self, event: Mapping[str, Any]) -> None:
         at_ns, values = [_natural(ns) for ns in event["at_ns"]], event["values"]
         texts = all(isinstance(text, str) for reading in values for text in reading)
-        if len(at_ns) != len(values) or not texts:
+        if not texts or [*map(type, values)] != [list] * len(at_ns):
             raise ValueError("a reading has a time and texts")
+        if any(later <= earlier for earlier, later in pairwise(at_ns)):
+            raise ValueError("readings follow each other")
         self.power = {"at_ns": at_ns, "values": values}
 
     def _on_done(self, event: Mapping[str, Any]) -> None:

@@ -60,8 +60,7 @@ class OnnxRuntimeEngine:
         path: of the model.
         threads: to compute with.
         delegate: the execution provider to ask for; without one, the CPU's.
-        profile_prefix: beginning of the path to which :meth:`profile` writes; without one, there is
-            none.
+        profiled: whether :meth:`profile` is to be asked for; noting it takes time.
 
     Raises:
         Fallback: this build does not have the provider, or does not take it.
@@ -72,16 +71,27 @@ class OnnxRuntimeEngine:
         path: str,
         threads: int,
         delegate: Optional[str] = None,  # noqa: UP045
-        profile_prefix: Optional[str] = None,  # noqa: UP045
+        profiled: bool = False,
     ) -> None:
         self._path, self.threads = path, threads
         self._delegate = None if delegate == _ORT_CPU else delegate
-        self._session = self._open(profile_prefix)
+        self._profile: Any = None
+        if profiled:
+            self._session, self._profile = self._open_profiled()
+        else:
+            self._session = self._open()
         self._binding = self._session.io_binding()
         for spec in self._session.get_outputs():
             self._binding.bind_output(spec.name)
 
-    def _open(self, profile_prefix: Optional[str]) -> Any:  # noqa: UP045
+    def _open_profiled(self) -> tuple[Any, Any]:
+        """A session and the open file of its profile, which has no name by which to be left."""
+        with TemporaryDirectory() as folder:
+            session = self._open(str(Path(folder) / "profile"))
+            (path,) = Path(folder).iterdir()
+            return session, path.open("rb")
+
+    def _open(self, profile_prefix: Optional[str] = None) -> Any:  # noqa: UP045
         onnxruntime = _onnxruntime()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
@@ -127,21 +137,22 @@ class OnnxRuntimeEngine:
         """
         if not self._delegate:
             return list(self._session.get_providers())
-        with TemporaryDirectory() as folder:
-            session = self._open(str(Path(folder) / "profile"))
-            names = [spec.name for spec in session.get_inputs()]
-            session.run(None, dict(zip(names, self._inputs)))  # noqa: B905 - as in _paired
-            profile = _profile_of(session)
+        session, stream = self._open_profiled()
+        names = [spec.name for spec in session.get_inputs()]
+        session.run(None, dict(zip(names, self._inputs)))  # noqa: B905 - as in _paired
+        profile = _profile_of(session, stream)
         ran = {event.get("args", {}).get("provider") for event in profile}
         return [name for name in session.get_providers() if name in ran]
 
     def profile(self) -> list[dict[str, Any]]:
         """The runtime's own account of all that it has done so far; ends it."""
-        return _profile_of(self._session)
+        return _profile_of(self._session, self._profile)
 
 
-def _profile_of(session: Any) -> list[dict[str, Any]]:
-    events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text())
+def _profile_of(session: Any, stream: Any) -> list[dict[str, Any]]:
+    session.end_profiling()  # writes it
+    with stream:
+        events: list[dict[str, Any]] = json.load(stream)
     return events
 
 

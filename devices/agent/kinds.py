@@ -8,8 +8,6 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from devices.agent.bench import Bench, Refused
 from devices.agent.energy import energy
@@ -138,15 +136,12 @@ def _operators(bench: Bench) -> None:
     if plan["runtime"] != "onnxruntime":
         name = {"executorch": "ExecuTorch", "litert": "LiteRT"}[plan["runtime"]]
         raise Refused(f"{name} has no profile of operators")
-    with TemporaryDirectory() as folder:
-        prefix = str(Path(folder) / "profile")
-        engine = load_with(OnnxRuntimeEngine, plan, job, bench.emit, profile_prefix=prefix)
-        bench.warm_up(job["id"], engine, plan["warmup_iterations"], plan["warmup_ns"])
-        bench.emit(environment("warm"))
-        for size in bench.sizes():
-            bench.emit(bench.timed_slice(job["id"], engine, size))
-        trace = engine.profile()
-    bench.emit({"event": "operators", "job": job["id"], "trace": trace})
+    engine = load_with(OnnxRuntimeEngine, plan, job, bench.emit, profiled=True)
+    bench.warm_up(job["id"], engine, plan["warmup_iterations"], plan["warmup_ns"])
+    bench.emit(environment("warm"))
+    for size in bench.sizes():
+        bench.emit(bench.timed_slice(job["id"], engine, size))
+    bench.emit({"event": "operators", "job": job["id"], "trace": engine.profile()})
 
 
 KINDS: dict[str, Callable[[Bench], None]] = {

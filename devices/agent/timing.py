@@ -59,7 +59,7 @@ class CoreClocks:
         if self._core is None:
             return None
         with contextlib.suppress(OSError, ValueError, KeyError):
-            return int(os.pread(self._files[self._core()], 32, 0))
+            return int(os.pread(self._files[self._core()], 32, 0)) or None
         return None
 
 

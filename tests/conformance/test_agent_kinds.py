@@ -142,6 +142,20 @@ def test_the_profile_of_operators_is_the_runtimes_own(ort_agent):
     assert list(scratch.iterdir()) == []
 
 
+def test_a_profile_of_operators_leaves_nothing_behind_however_it_ends(ort_agent):
+    scratch = ort_agent.folder / "scratch"
+    scratch.mkdir()
+    plan = ort_agent.plan(kind="operators", iterations=10**9, slice_iterations=10)
+    process = ort_agent.start(
+        plan, stderr=subprocess.DEVNULL, env={**os.environ, "TMPDIR": str(scratch)}
+    )
+    with process:
+        while json.loads(process.stdout.readline())["event"] != "samples":
+            pass
+        process.kill()
+    assert list(scratch.iterdir()) == []
+
+
 def test_a_runtime_without_a_profile_of_operators_says_so(agent):
     if agent.runtime == "onnxruntime":
         pytest.skip("it has one")
