@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
+from profiles.comparison import effect
 from profiles.energy import energy_of_run, summarise_energy
 from profiles.quality import Verdict, counting_runs, judge
 from profiles.records import (
@@ -92,7 +95,7 @@ def conclude(trials: Siblings, parity: Parity | None, artifact: ArtifactRow) -> 
         p99_ns=summary.p99_ns,
         min_ns=summary.min_ns,
         mad_ns=summary.mad_ns,
-        app_ratio=_ratio(trials["app"], verdict.runs) if made.app_ns else None,
+        app_ratio=_ratio(trial, trials["app"]) if made.app_ns else None,
     )
 
 
@@ -217,11 +220,12 @@ def _summary(trial: Trial, runs: Sequence[Samples]) -> Summary:
     return summarise(runs, pilot=trial.plan.runs)
 
 
-def _ratio(app: Trial, bench: Sequence[Run]) -> Figure:
+def _ratio(bench: Trial, app: Trial) -> Figure:
     """How many times the bench's latency an application sees."""
-    runs = [run.samples_ns for run in counting_runs(app)]
-    ratio = _summary(app, runs).median_ns / summarise([run.samples_ns for run in bench]).median_ns
-    return Figure(ratio, None, sum(map(len, runs)), len(runs))
+    first, second = counting_runs(bench), counting_runs(app)
+    medians = [[float(np.median(run.samples_ns)) for run in runs] for runs in (first, second)]
+    found = effect(*medians, paired=False, pilots=(bench.plan.runs, app.plan.runs))
+    return Figure(found.ratio, found.ci95, sum(len(run.samples_ns) for run in second), len(second))
 
 
 def _median(values: Sequence[int | None]) -> float | None:

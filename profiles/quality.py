@@ -17,6 +17,7 @@ import numpy as np
 from profiles.energy import energy_of_run, energy_reasons
 from profiles.records import Plan, Reason, ReasonCode, Run, Trial, TrialKind
 from profiles.series import drifted, moved
+from profiles.units import format_celsius, format_mhz
 
 #: A clock that moves by more than this share of itself moves a latency by as much, which is the
 #: half-width that an interval is to have where a recipe does not say otherwise.
@@ -88,12 +89,14 @@ def judge(trial: Trial) -> Verdict:
     refused = [reason for _, reasons, _ in sorted_out for reason in reasons]
     noted = [reason for _, _, remarks in sorted_out for reason in remarks]
     total = len(sorted_out)
-    reasons: list[Reason] = []
-    remarks = [*_summed(refused, total, "refused"), *_summed(noted, total, "concerned")]
+    left_out = _summed(refused, total, "refused")
+    reasons, remarks = [], _summed(noted, total, "concerned")
     if len(runs) < trial.plan.runs:
         text = f"{len(runs)} of {trial.plan.runs} runs could be had"
-        advice = "see the reasons of the others" if refused else "run again to make the rest"
-        reasons = [Reason("too-few-runs", text, advice), *_summed(refused, total, "refused")]
+        advice = "see what the others were refused for" if refused else "run again for the rest"
+        reasons = [Reason("too-few-runs", text, advice), *left_out]
+    else:
+        remarks = [*left_out, *remarks]
     if shaky := _not_stationary(runs, trial.plan.kind):
         may = shaky.code in _SHOWN.get(trial.plan.kind, ()) or shaky.code in _tolerated(runs[-1])
         (remarks if may else reasons).append(shaky)
@@ -132,9 +135,8 @@ def _throttled(run: Run) -> Reason | None:
     elif before.get("throttled"):
         text = "the system held its processors back to cool them"
     elif limit is not None and hottest >= limit:
-        text = (
-            f"it was {hottest / 1000:.1f} °C warm, and slows down from {limit / 1000:.1f} °C upward"
-        )
+        slows = f"slows down from {format_celsius(limit)} °C upward"
+        text = f"it was {format_celsius(hottest)} °C warm, and {slows}"
     else:
         return None
     return Reason("throttled", text, _LET_COOL)
@@ -152,7 +154,8 @@ def _clock_moved(run: Run) -> Reason | None:
     clocks = _clocks(run)
     if not clocks or max(clocks) <= min(clocks) * (1 + CLOCK_SHARE):
         return None
-    text = f"the clock moved between {_ghz(min(clocks))} and {_ghz(max(clocks))} while it was timed"
+    low, high = format_mhz(min(clocks)), format_mhz(max(clocks))
+    text = f"the clock moved between {low} and {high} MHz while it was timed"
     return Reason("frequency", text, _PIN)
 
 
@@ -169,15 +172,12 @@ def _odd_clock(run: Run, usual: float | None) -> Iterator[Reason]:
         return
     # A clock that moves is told by itself.
     if not _clock_moved(run):
-        yield Reason("frequency", f"it ran at {_ghz(clock)}, others at {_ghz(usual)}", _PIN)
+        text = f"it ran at {format_mhz(clock)} MHz, others at {format_mhz(usual)} MHz"
+        yield Reason("frequency", text, _PIN)
 
 
 def _near(one: float, other: float) -> bool:
     return max(one, other) <= min(one, other) * (1 + CLOCK_SHARE)
-
-
-def _ghz(khz: float) -> str:
-    return f"{khz / 1e6:.2f} GHz"
 
 
 def _foreign_load(run: Run) -> Reason | None:
@@ -197,11 +197,11 @@ def _foreign_load(run: Run) -> Reason | None:
             return Reason("foreign-load", text, _ALONE)
     waited = (_spent(warm, after, "waited_ms") or 0) / elapsed_ms
     if waited > WAITED_SHARE:
-        text = f"its threads waited for a processor for {waited:.0%} of the time"
+        text = f"its threads waited for a processor for {100 * waited:.0f} % of the time"
         return Reason("foreign-load", text, _ALONE)
     stolen = ((_spent(warm, after, "stolen_ms") or 0) - TICK_MS * (cores or 1)) / elapsed_ms
     if stolen > WAITED_SHARE:
-        text = f"the hypervisor took its processors away for {stolen:.0%} of the time"
+        text = f"the hypervisor took its processors away for {100 * stolen:.0f} % of the time"
         return Reason("foreign-load", text, "measure where no other virtual machines run")
     return None
 

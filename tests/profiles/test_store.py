@@ -27,11 +27,11 @@ from sqlalchemy import create_engine
 
 from profiles import store as store_module
 from profiles.errors import StaleFence, StoreError
-from profiles.records import Condition, Plan
+from profiles.records import Condition, Memory, Plan
 from profiles.schema import Base
 from profiles.store import Store, trial_key
 from tests import builders
-from tests.builders import SHA, artifact, parity, run, trial
+from tests.builders import SHA, artifact, parity, plan, run, trial
 
 ROOT = Path(__file__).parents[2]
 
@@ -115,6 +115,7 @@ def test_everything_else_of_a_trial_comes_back(path):
                 load_ns=2**40,
                 first_ns=None,
                 environment=environment,
+                details={"slices": [[7, 3, None]]},
             ),
         )
     with Store(path) as store:
@@ -126,8 +127,9 @@ def test_everything_else_of_a_trial_comes_back(path):
     assert found.status == "open"
     (only,) = found.runs
     assert (only.number, only.complete, only.load_ns) == (4, False, 2**40)
-    assert (only.first_ns, only.peak_bytes) == (None, None)
+    assert only.first_ns is None
     assert only.environment == environment
+    assert only.details == {"slices": [[7, 3, None]]}
 
 
 # Keys
@@ -153,6 +155,12 @@ def test_a_key_depends_on_all_that_makes_a_measurement():
         {"plan": Plan(warmup_iterations=1)},
         {"plan": Plan(warmup_ns=1)},
         {"plan": Plan(seed=1)},
+        {"plan": Plan(kind="app")},
+        {"plan": Plan(max_runs=16)},
+        {"plan": Plan(target=0.01)},
+        {"plan": Plan(window_ns=1)},
+        {"plan": Plan(period_ns=1)},
+        {"plan": Plan(meter="another")},
     ]
     keys = [trial_key(**base), *(trial_key(**{**base, **change}) for change in changes)]
     assert len(set(keys)) == len(keys)
@@ -250,18 +258,33 @@ def test_a_measurement_is_the_summary_of_complete_runs(store):
     store.put_artifact(artifact(), parity())
     accepted(
         store,
-        run(0, (100, 110, 120), load_ns=10, first_ns=200, peak_bytes=5),
-        run(1, (200, 210, 220), load_ns=30, first_ns=None, peak_bytes=9),
-        run(2, (300, 310, 320), load_ns=20, first_ns=400, peak_bytes=None),
+        run(0, (100, 110, 120), load_ns=10, first_ns=200),
+        run(1, (200, 210, 220), load_ns=30, first_ns=None),
+        run(2, (300, 310, 320), load_ns=20, first_ns=400),
     )
     (found,) = store.measurements()
     assert (found.model, found.variant, found.format) == ("tiny", "fp32", "onnx")
     assert (found.device, found.runtime, found.transport) == ("board", "onnxruntime", "ssh")
     assert (found.status, found.n, found.runs) == ("accepted", 9, 3)
-    assert found.median_ns == 210
+    assert found.median_ns == pytest.approx((110 * 210 * 310) ** (1 / 3))
     assert found.ci95_ns[0] < 210 < found.ci95_ns[1]
-    assert (found.load_ns, found.first_ns, found.peak_bytes) == (20, 300, 9)
+    assert (found.load_ns, found.first_ns) == (20, 300)
     assert (found.size_bytes, found.parity) == (1000, parity())
+
+
+def test_other_kinds_of_trials_stand_beside_the_latency(store):
+    store.put_artifact(artifact(), parity())
+    accepted(store, run(0))
+    sizes = {"base_bytes": 1, "loaded_bytes": 2, "peak_bytes": 4, "file_bytes": 3}
+    memory = store.open_trial(trial(plan_=plan(kind="memory", runs=1)))
+    store.add_run(memory.key, run(0, details={"memory": sizes}))
+    store.close_trial(memory.key, "accepted")
+    (found,) = store.measurements()
+    assert (found.trial, found.runs) == (trial().key, 1)
+    assert found.memory == Memory(**sizes, runs=1)
+    assert store.measurements([memory.key]) == []
+    (alone,) = store.measurements([found.trial])
+    assert alone.memory is None
 
 
 def test_interrupted_runs_are_kept_and_never_averaged(store):
@@ -269,20 +292,21 @@ def test_interrupted_runs_are_kept_and_never_averaged(store):
     key = accepted(
         store,
         run(0, (100, 100, 100)),
-        run(1, (9000,), complete=False, load_ns=10**9, peak_bytes=10**12),
+        run(1, (9000,), complete=False, load_ns=10**9),
         run(2, (100, 100, 100)),
         run(3, (), complete=False),
     )
     (found,) = store.measurements()
-    assert (found.median_ns, found.n, found.runs) == (100, 6, 2)
-    assert (found.load_ns, found.peak_bytes) == (1000, 1 << 20)
+    assert found.median_ns == pytest.approx(100)
+    assert (found.n, found.runs) == (6, 2)
+    assert found.load_ns == 1000
     assert [len(each.samples_ns) for each in store.trials([key])[0].runs] == [3, 1, 3, 0]
 
 
 def assert_nothing_is_claimed(found) -> None:
     assert (found.n, found.runs) == (0, 0)
     assert found.median_ns is found.ci95_ns is found.p90_ns is None
-    assert found.load_ns is found.first_ns is found.peak_bytes is None
+    assert found.load_ns is found.first_ns is found.app_ns is found.memory is None
 
 
 def test_an_artifact_that_failed_parity_is_refused_without_a_latency(store):
