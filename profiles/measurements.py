@@ -222,10 +222,12 @@ def _summary(trial: Trial, runs: Sequence[Samples]) -> Summary:
 
 def _ratio(bench: Trial, app: Trial) -> Figure:
     """How many times the bench's latency an application sees."""
-    first, second = counting_runs(bench), counting_runs(app)
-    medians = [[float(np.median(run.samples_ns)) for run in runs] for runs in (first, second)]
-    found = effect(*medians, paired=False, pilots=(bench.plan.runs, app.plan.runs))
-    return Figure(found.ratio, found.ci95, sum(len(run.samples_ns) for run in second), len(second))
+    before, after = [
+        [float(np.median(run.samples_ns)) for run in counting_runs(trial)] for trial in (bench, app)
+    ]
+    found = effect(before, after, paired=False, pilots=(bench.plan.runs, app.plan.runs))
+    calls = sum(len(run.samples_ns) for run in counting_runs(app))
+    return Figure(found.ratio, found.ci95, calls, len(after))
 
 
 def _median(values: Sequence[int | None]) -> float | None:
