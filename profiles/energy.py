@@ -25,8 +25,9 @@ MIN_PERIODS = 20
 #: How far the idle power may move from before to after, as a share of the net power.  Their mean is
 #: subtracted: a steady drift costs nothing, and a jump at worst half of it, 5 % of the result.
 MAX_IDLE_MOVE = 0.10
-#: A figure must be so many of its standard errors away from nothing.
-_SIGMAS = 3.0
+#: A figure must be so many of its standard errors away from nothing; these are from ten blocks a
+#: stretch, and so uncertain themselves: of pure chance fewer than one run in 500 passes.
+_SIGMAS = 4.0
 _BLOCKS = 10
 _NS_PER_S = 1e9
 
@@ -66,7 +67,7 @@ class EnergyRun:
         calls: in the active stretch.
         window_ns: length of the active stretch.
         active_uw, idle_before_uw, idle_after_uw: mean power of each stretch.
-        noise_uw: what chance alone can move the net power by (three standard errors, from the
+        noise_uw: what chance alone can move the net power by (four standard errors, from the
             spread within the stretches).
         coverage: share that readings cover of the stretch they cover least.
         periods: update periods of the sensor in the shortest stretch.
