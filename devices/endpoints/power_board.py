@@ -86,14 +86,19 @@ class PowerBoard:
 
         Args:
             voltage_uv: between its terminals, in µV.
-            current_ua: into the battery, in µA: negative while the board takes it.
+            current_ua: into the battery, in µA: negative while it discharges, and then it says so.
 
         Returns:
             Between which times it happened, in ns of the board's monotonic clock.
         """
         current_ma = round(current_ua / 1_000)
-        words = {_VOLTAGE: round(voltage_uv / 1_000), _CURRENT: current_ma}
-        return self._set(_BATTERY, {**words, _AVERAGE_CURRENT: current_ma})
+        words = {
+            _STATUS: _DISCHARGING if current_ua < 0 else 0,
+            _VOLTAGE: round(voltage_uv / 1_000),
+            _CURRENT: current_ma,
+            _AVERAGE_CURRENT: current_ma,
+        }
+        return self._set(_BATTERY, words)
 
     def set_ina(self, bus_uv: int, current_ua: int) -> tuple[int, int]:
         """Let the INA219 see a voltage and a current, to the next 4 mV, 1 mA and 20 mW.

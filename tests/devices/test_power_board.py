@@ -50,7 +50,14 @@ def test_the_ina219_gets_big_endian_words_of_its_data_sheet():
 def test_a_battery_that_gives_current_has_it_negative():
     board, bus = power_board(Completed(b"1.00 1.01\n", b"", 0))
     board.set_battery(voltage_uv=3_850_000, current_ua=-500_000)
-    assert bus.words == {(0x0B, 9): 3850, (0x0B, 10): 0x10000 - 500, (0x0B, 11): 0x10000 - 500}
+    currents = {(0x0B, 10): 0x10000 - 500, (0x0B, 11): 0x10000 - 500}
+    assert bus.words == {(0x0B, 9): 3850, **currents, (0x0B, 22): 0x40}
+
+
+def test_a_battery_that_takes_current_says_that_it_is_charged():
+    board, bus = power_board(Completed(b"1.00 1.01\n", b"", 0))
+    board.set_battery(voltage_uv=4_100_000, current_ua=800_000)
+    assert (bus.words[0x0B, 10], bus.words[0x0B, 22]) == (800, 0)
 
 
 def test_what_the_bus_refuses_is_said():
