@@ -13,15 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
 
 from devices import visit as visit_module
 from devices.endpoints.sshd import LoopbackServer
 from devices.inventory import Device
 from devices.lab import DeviceState, Lab
 from devices.lease import take_away
-from devices.recorder import RunRecorder
+from devices.meter.base import Sampling
+from devices.recorder import MARKS, RunRecorder
 from devices.session import Session
 from devices.transport.local import LocalTransport
 from devices.visit import identify, serial_of, sign_of_life, visit
@@ -106,7 +105,6 @@ def test_a_visit_delivers_raw_samples(board, tiny_model):
     assert recording.load_ns > 0
     assert recording.first_ns > 0
     assert recording.delegates
-    assert recorder.peak_bytes > 0
 
 
 def test_several_jobs_share_a_process(board, tiny_model):
@@ -117,7 +115,47 @@ def test_several_jobs_share_a_process(board, tiny_model):
         "b": 20,
         "c": 20,
     }
-    assert recorder.peak_bytes is None  # nobody's own
+
+
+def energy_of(folder: Path) -> dict[str, Any]:
+    (folder / "now").write_text("7\n")
+    sampling = Sampling(period_ns=10_000_000, window_ns=100_000_000, files=(str(folder / "now"),))
+    return {"plan": plan(kind="energy"), "sampling": sampling}
+
+
+def test_an_energy_run_brings_marks_and_readings(tmp_path, tiny_model):
+    """Its windows are as long as the sensor needs them, and its calls as many as that allows."""
+    with visit(device(root=str(tmp_path / "root"))) as session:
+        recorder = measure(session, [tiny_model.job()], **energy_of(tmp_path))
+    details = recorder.details("tiny")
+    before, active, after = details["marks"]
+    assert [before["what"], active["what"], after["what"]] == [*MARKS]
+    assert active["end_ns"] - active["start_ns"] >= 100_000_000
+    assert active["calls"] == len(recorder.recordings["tiny"].samples_ns()) > 20
+    assert sum(calls for _, calls, _ in details["slices"]) == active["calls"]
+    assert details["power"]["values"] == [["7\n"]] * len(details["power"]["at_ns"])
+    assert len(details["power"]["at_ns"]) > 10
+
+
+def test_a_memory_run_brings_sizes(tmp_path, tiny_model):
+    with visit(device(root=str(tmp_path / "root"))) as session:
+        recorder = measure(session, [tiny_model.job()], plan=plan(kind="memory"))
+    found = recorder.details("tiny")["memory"]
+    assert set(found) == {"base_bytes", "loaded_bytes", "peak_bytes", "file_bytes"}
+    assert recorder.build != "unknown"
+
+
+def test_a_run_without_what_its_kind_is_for_is_none(tmp_path, tiny_model):
+    class Forgetful(RunRecorder):
+        def line(self, text: str) -> None:
+            if '"power"' not in text:
+                super().line(text)
+
+    with (
+        visit(device(root=str(tmp_path / "root"))) as session,
+        pytest.raises(AgentError, match="delivered no energy"),
+    ):
+        measure(session, [tiny_model.job()], Forgetful(["tiny"]), **energy_of(tmp_path))
 
 
 def test_progress_is_told_after_each_line(board, tiny_model):
@@ -136,7 +174,7 @@ def test_what_the_device_says_of_itself(tmp_path, tiny_model):
         recorder = measure(session, [tiny_model.job()])
         condition = session.condition(Condition(threads=2, core_mask="3"))
     assert session.facts["machine"] == os.uname().machine
-    assert set(recorder.environment) == {"before", "after"}
+    assert set(recorder.environment) == {"before", "warm", "after"}
     assert recorder.environment["before"]["load_1min"] >= 0
     assert (condition.threads, condition.core_mask) == (2, "3")
     assert condition.governor == session.facts["governor"]
@@ -316,108 +354,6 @@ def test_what_the_agent_reports_reaches_the_user(tmp_path, tiny_model):
         pytest.raises(AgentError, match="onnxruntime: InvalidProtobuf"),
     ):
         measure(session, [job])
-
-
-# The recorder
-
-
-def recorder_with_samples() -> RunRecorder:
-    recorder = RunRecorder(["a"])
-    recorder.line('{"event":"hello","runtime":"onnxruntime","version":"1","agent":"python"}')
-    recorder.line('{"event":"samples","job":"a","ns":[10,20]}')
-    return recorder
-
-
-GARBAGE = [
-    "",
-    "Welcome to the board",
-    "{",
-    "[]",
-    "1",
-    "null",
-    '"samples"',
-    "{}",
-    '{"event":"celebration"}',
-    '{"event":null}',
-    '{"event":["samples"]}',
-    '{"event":"line"}',
-    '{"event":"hello"}',
-    '{"event":"loaded","job":"a"}',
-    '{"event":"loaded","job":"a","load_ns":"soon","first_ns":1,"delegates":[],"threads":1}',
-    '{"event":"loaded","job":"a","load_ns":1,"first_ns":1,"delegates":[],"threads":0}',
-    '{"event":"samples","job":"b","ns":[1]}',
-    '{"event":"samples","job":["a"],"ns":[1]}',
-    '{"event":"samples","job":"a"}',
-    '{"event":"samples","job":"a","ns":3}',
-    '{"event":"samples","job":"a","ns":"12"}',
-    '{"event":"samples","job":"a","ns":["fast"]}',
-    '{"event":"samples","job":"a","ns":[NaN]}',
-    '{"event":"samples","job":"a","ns":[Infinity]}',
-    '{"event":"samples","job":"a","ns":[0]}',
-    '{"event":"samples","job":"a","ns":[-5]}',
-    '{"event":"samples","job":"a","ns":[36893488147419103232]}',
-    '{"event":"warmup","job":"a","ns":[null]}',
-    "[" * 100_000,
-]
-
-
-@pytest.mark.parametrize("text", GARBAGE, ids=lambda text: repr(text[:60]))
-def test_garbage_is_an_agent_error_and_changes_nothing(text):
-    recorder = recorder_with_samples()
-    with pytest.raises(AgentError, match="unexpected"):
-        recorder.line(text)
-    assert recorder.recordings["a"].samples == [10, 20]
-    assert recorder.recordings["a"].warmup == []
-    assert recorder.recordings["a"].load_ns is None
-    assert (recorder.done, recorder.error) == (False, None)
-
-
-SCALAR = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
-JSON = SCALAR | st.lists(SCALAR, max_size=3) | st.dictionaries(st.text(max_size=5), SCALAR)
-EVENTS = st.sampled_from(
-    ["hello", "environment", "loaded", "warmup", "samples", "done", "error", "other"]
-)
-
-
-@given(
-    st.fixed_dictionaries(
-        {"event": EVENTS},
-        optional={
-            "job": st.just("a") | JSON,
-            "ns": st.lists(st.integers(1, 1 << 62), max_size=3) | JSON,
-            "version": JSON,
-            "when": st.just("before") | JSON,
-            "delegates": JSON,
-            "threads": st.just(1) | JSON,
-            "agent": JSON,
-            "load_ns": JSON,
-            "first_ns": JSON,
-            "peak_bytes": JSON,
-            "kind": JSON,
-            "message": JSON,
-        },
-    )
-)
-@example({"event": "samples", "job": "a", "ns": [True]})
-def test_whatever_comes_the_recorder_stays_usable(event):
-    import json
-
-    recorder = recorder_with_samples()
-    with contextlib.suppress(AgentError):
-        recorder.line(json.dumps(event))
-    recording = recorder.recordings["a"]
-    assert recording.samples_ns().dtype == np.int64
-    assert recording.samples_ns().min() > 0
-    assert list(recording.samples_ns()[:2]) == [10, 20]
-    assert (recording.warmup_ns() > 0).all()
-    assert recording.load_ns is None or recording.load_ns > 0
-
-
-def test_a_recording_without_samples_is_empty_not_zero():
-    recording = RunRecorder(["a"]).recordings["a"]
-    assert len(recording.samples_ns()) == len(recording.warmup_ns()) == 0
-    assert recording.samples_ns().dtype == np.int64
-    assert recording.load_ns is recording.first_ns is None
 
 
 # Leases

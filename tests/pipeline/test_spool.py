@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,11 @@ from profiles.errors import StoreError
 from profiles.store import Store
 from tests import builders
 
-HELLO = '{"event":"hello","runtime":"onnxruntime","version":"1","agent":"python"}'
+HELLO = '{"event":"hello","runtime":"litert","version":"1","agent":"python","build":null}'
 
 
 def samples(key: str, *ns: int) -> str:
-    return f'{{"event":"samples","job":"{key}","ns":{list(ns)}}}'
+    return f'{{"event":"samples","job":"{key}","ns":{list(ns)},"start_ns":{ns[0]},"khz":null}}'
 
 
 @pytest.fixture
@@ -43,9 +44,34 @@ def test_what_was_delivered_is_an_interrupted_run(tmp_path, store):
     Spool(tmp_path / "spool").recover(store)
     (run,) = store.trials([key])[0].runs
     assert run.samples_ns.tolist() == [10, 20, 30]
+    assert run.details == {"slices": [[10, 2, None], [30, 1, None]]}
+    assert run.environment["runtime_build"] == "unknown"
     assert not run.complete
     assert run.environment["preflight"] == {"load": 0.1}
     assert not (tmp_path / "spool").exists()
+
+
+def test_what_a_kind_of_trial_is_for_is_stored_too(tmp_path, store):
+    store.open_trial(builders.trial())
+    key = builders.trial().key
+    sizes = {"base_bytes": 1, "loaded_bytes": 2, "peak_bytes": 3, "file_bytes": 4}
+    mark = {"what": "active", "start_ns": 1, "end_ns": 2, "calls": 3}
+    power = {"at_ns": [1], "values": [["7\n"]]}
+    said = [
+        {"event": "memory", "job": key, **sizes},
+        {"event": "operators", "job": key, "trace": [{"name": "x"}]},
+        {"event": "mark", **mark},
+        {"event": "power", **power},
+    ]
+    left_behind(tmp_path / "spool", lines=tuple(map(json.dumps, said)))
+    Spool(tmp_path / "spool").recover(store)
+    (run,) = store.trials([key])[0].runs
+    assert {name: value for name, value in run.details.items() if name != "slices"} == {
+        "memory": sizes,
+        "operators": [{"name": "x"}],
+        "marks": [mark],
+        "power": power,
+    }
 
 
 def test_a_run_that_was_stored_before_the_kill_is_not_stored_twice(tmp_path, store):
@@ -80,7 +106,7 @@ def test_a_store_that_cannot_be_written_costs_nothing(tmp_path, store, monkeypat
     assert [len(run.samples_ns) for run in store.trials([key])[0].runs] == [3]
 
 
-@given(cut=st.integers(0, 400))
+@given(cut=st.integers(0, 500))
 def test_wherever_it_was_cut_off_whole_lines_count(tmp_path_factory, cut: int):
     folder = tmp_path_factory.mktemp("cut")
     with Store(folder / "store.db") as store:
