@@ -11,7 +11,7 @@ from devices.facts import disagreements
 from devices.inventory import Device
 from devices.session import Session
 from devices.visit import visit
-from profiles.errors import DeviceError
+from profiles.errors import DeviceError, MeterError
 from profiles.records import Condition
 
 
@@ -72,7 +72,7 @@ def _look(session: Session) -> Iterator[Check]:
     yield from _store(session)
     yield from _runtimes(session)
     yield from _conditions(session)
-    yield _meters(facts)
+    yield _meter(session)
 
 
 def _describe(facts: Mapping[str, Any]) -> str:
@@ -144,8 +144,15 @@ def _conditions(session: Session) -> Iterator[Check]:
         yield Check("condition", True, "within its gates")
 
 
-def _meters(facts: Mapping[str, Any]) -> Check:
-    meters = facts.get("meters", [])
-    if not meters:
-        return Check("energy", None, "it shows no power meter: energy stays unknown")
-    return Check("energy", True, ", ".join(f"{m['name']} ({m['kind']})" for m in meters))
+def _meter(session: Session) -> Check:
+    """That a device cannot tell its energy is no fault of it: its latency can be measured."""
+    try:
+        meter = session.meter()
+    except MeterError as error:
+        return Check("energy", None, f"unknown: {error.message}", error.hint)
+    about, window_s = meter.about, meter.sampling().window_ns / 1e9
+    told = f"{about.title}: {about.covers}; stretches of at least {window_s:.1f} s"
+    if about.kind == "power_supply" and session.facts.get("power_source") == "mains":
+        remedy = "for energy, unplug it and reach it over the network"
+        return Check("energy", None, f"{told}; refused while it is on its charger", remedy)
+    return Check("energy", True, told)

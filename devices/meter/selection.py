@@ -7,6 +7,7 @@ read and is calibrated; else one whose unit the kernel's ABI fixes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -46,6 +47,31 @@ def find_meter(device: Device, facts: Mapping[str, Any]) -> Meter:
     for some, wanted in candidates(device, entries):
         try:
             return build(some, wanted)
+        except MeterError as error:
+            problems.append(error)
+    raise _nothing(device, entries, problems)
+
+
+def to_calibrate(device: Device, facts: Mapping[str, Any]) -> Meter:
+    """The sensor that a calibration is of: the one that is named, else a battery, else any.
+
+    A battery's numbers are taken as they are: positive while it discharges, and in µA.
+
+    Raises:
+        MeterError: there is none, or none that can be read.
+    """
+    if device.meter.replay:
+        raise MeterError("a replay needs no calibration", device=device.id)
+    entries = _once(facts.get("meters", ()))
+    found = list(candidates(device, entries))
+    if not (device.meter.name or device.meter.kind):
+        batteries = [entry for entry in entries if entry["kind"] == "power_supply"]
+        found += [([entry], _wanted(device.meter, None)) for entry in batteries]
+        found.sort(key=lambda each: each[0][0]["kind"] != "power_supply")
+    problems: list[MeterError] = []
+    for some, wanted in found:
+        try:
+            return build(some, replace(wanted, current_sign=1, current_ua=1))
         except MeterError as error:
             problems.append(error)
     raise _nothing(device, entries, problems)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tools.device_lab.leases import lease, release, who
+from tools.device_lab.meters import calibrate_meter
 from tools.device_lab.output import complain, print_json, print_table, progress
 from tools.device_lab.running import AsJson
 from tools.device_lab.stages import Inventory
@@ -22,6 +23,7 @@ app.command()(lease)
 app.command()(release)
 app.command()(who)
 app.command()(stock)
+app.command()(calibrate_meter)
 
 DeviceIds = Annotated[list[str] | None, typer.Argument(help="Ids; all if none is named.")]
 
