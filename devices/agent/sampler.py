@@ -14,7 +14,6 @@ import json
 import os
 import select
 import signal
-import sys
 import time
 from array import array
 from collections.abc import Callable, Sequence
@@ -94,16 +93,22 @@ def sample(read: Read, period_ns: int, over: int) -> dict[str, Any]:
     due, last = time.monotonic_ns(), False
     while True:
         begun = time.monotonic_ns()
-        # Equal texts are kept once: a sensor often says the same for several readings.
-        texts = tuple(map(sys.intern, read()))
+        texts = read()
         now = time.monotonic_ns()
         at_ns.append((begun + now) // 2)
-        values.append(values[-1] if values and values[-1] == texts else texts)
+        values.append(_sharing(values[-1], texts) if values else texts)
         if last:
             return {"at_ns": at_ns.tolist(), "values": values}
         due += ((now - due) // period_ns + 1) * period_ns
         wait_s = max(0, due - time.monotonic_ns()) / 1e9
         last = bool(select.select([over], [], [], wait_s)[0])
+
+
+def _sharing(before: tuple[str, ...], now: tuple[str, ...]) -> tuple[str, ...]:
+    """The texts of now; those that are as before are kept once."""
+    if before == now:
+        return before
+    return tuple(old if old == new else new for old, new in zip(before, now))  # noqa: B905 - 3.10
 
 
 def _reader(meter: dict[str, Any]) -> Read:

@@ -3,7 +3,8 @@
 Put its folder first on ``PYTHONPATH`` of an agent.  It writes to file descriptor 1 in every way
 there is, sleeps ``FAKE_CALL_S`` in each inference, hangs in the one after ``FAKE_GOOD_CALLS``
 (fails in all, where that is negative), keeps the interpreter to itself for ``FAKE_HOLD_S``, and
-names the CPU cores it may use as its providers.
+names the CPU cores it may use as its providers.  Importing it takes ``FAKE_IMPORT_S``, and for a
+moment ``FAKE_IMPORT_MB``.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ __version__ = "0.fake"
 _CALL_S = float(os.environ.get("FAKE_CALL_S", "0"))
 _HOLD_S = int(os.environ.get("FAKE_HOLD_S", "0"))
 _left = int(os.environ.get("FAKE_GOOD_CALLS", "1000000000"))
+len(b"x" * (int(os.environ.get("FAKE_IMPORT_MB", "0")) << 20))
+time.sleep(float(os.environ.get("FAKE_IMPORT_S", "0")))
 
 
 def _noise():
