@@ -98,6 +98,12 @@ def run(
         trials: set[str] = set()
         for device in bench.measured:
             trials |= measure_all(workspace, recipe, checked, device, data, failures)
+        if recipe.profile:
+            from pipeline.profile.flow import profile_variants
+
+            profile_variants(
+                workspace, recipe, compressed, checked, bench.measured, data, failures
+            )
         found = _search(workspace, recipe, data, bench.searched, failures)
         summary = RunSummary(
             name=recipe.name,

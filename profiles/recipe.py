@@ -337,6 +337,7 @@ class Recipe(Config):
         inventory: a ``devices.yaml``.
         devices: ids of the devices to measure on.
         measure: how often.
+        profile: also measure, for each of them, which of its blocks costs what.
         search: the elastic network and its search, if any.
         folder: where the recipe is, for its import paths; set by :func:`load_recipe`.
     """
@@ -352,6 +353,7 @@ class Recipe(Config):
     )
     devices: Annotated[tuple[str, ...], Field(min_length=1)]
     measure: Measure = Measure()
+    profile: bool = False
     search: Search | None = None
     folder: Annotated[Path, Field(exclude=True)] = Path()
 

@@ -72,6 +72,7 @@ class Cut:
         blocks: in the order in which they are computed.
         depth: levels of modules that were gone down.
         reads, gives: names of the network's own inputs and outputs.
+        outputs: what it gives.
         repeated: conversions to integers and back that the borders added.
     """
 
@@ -79,6 +80,7 @@ class Cut:
     depth: int
     reads: tuple[str, ...]
     gives: tuple[str, ...]
+    outputs: Tensors
     repeated: int
 
 
@@ -107,11 +109,10 @@ def cut(program: ExportedProgram, inputs: Sequence[torch.Tensor], depth: int | N
     module.recompile()
     placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
     values = dict(zip((node.name for node in placeholders), inputs, strict=True))
-    blocks = tuple(
-        _block(module, one, number, owner, values) for number, one in enumerate(groups)
-    )
+    blocks = tuple(_block(module, one, number, owner, values) for number, one in enumerate(groups))
     results = tuple(node.name for node in module.graph.output_node().all_input_nodes)
-    found = Cut(blocks, depth, tuple(node.name for node in placeholders), results, repeated)
+    reads = tuple(node.name for node in placeholders)
+    found = Cut(blocks, depth, reads, results, expected, repeated)
     _demand_same(chained(found, inputs), expected)
     return found
 
@@ -182,7 +183,7 @@ def _separate(graph: Graph, owner: dict[Node, int], last: int) -> int:
     constant = constants(graph)
     for node in graph.nodes:
         if is_quantize(node) and node not in constant and _ends_integer_unit(node, owner, constant):
-            owner[node] = owner[node.args[0]]
+            owner[node] = owner[_read(node)]
     fixed = set(owner)
     for node in reversed(graph.nodes):
         if node.op in ("placeholder", "output") or node in fixed:
@@ -200,8 +201,8 @@ def _ends_integer_unit(node: Node, owner: dict[Node, int], constant: set[Node]) 
 
     A runtime does so where nobody wants the floats, and what it computes it from is quantized, too.
     """
-    unit = node.args[0]
-    if not all(is_quantize(reader) for reader in unit.users):  # type: ignore[union-attr]
+    unit = _read(node)
+    if not all(is_quantize(reader) for reader in unit.users):
         return False
     while unit in owner:
         if any(is_dequantize(given) for given in unit.all_input_nodes if given not in constant):
@@ -211,6 +212,11 @@ def _ends_integer_unit(node: Node, owner: dict[Node, int], constant: set[Node]) 
             break
         (unit,) = before
     return False
+
+
+def _read(node: Node) -> Node:
+    """What a conversion reads, its scale apart."""
+    return node.all_input_nodes[0]
 
 
 def _spread(graph: Graph, node: Node, owner: dict[Node, int], last: int) -> None:
@@ -255,7 +261,7 @@ def _repeat(graph: Graph, node: Node, owner: dict[Node, int]) -> int:
     for number, users in abroad.items():
         with graph.inserting_after(handed):
             again = graph.node_copy(node)
-        again.replace_input_with(node.args[0], handed)  # type: ignore[arg-type]
+        again.replace_input_with(_read(node), handed)
         owner[again] = number
         for user in users:
             user.replace_input_with(node, again)

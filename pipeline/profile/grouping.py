@@ -105,7 +105,7 @@ class _Places:
 
     def __init__(self, nodes: Sequence[Node]) -> None:
         stacks = {node: _stack(node) for node in nodes}
-        paths = {node: tuple(p for p in _deepest(stack).split(".") if p) for node, stack in stacks.items()}
+        paths = {node: _deepest(stack) for node, stack in stacks.items()}
         self.kinds = {path: kind for stack in stacks.values() for path, kind in stack}
         self.above = _common(list(paths.values()))
         self._paths = {node: path[len(self.above) :] for node, path in paths.items()}
@@ -135,8 +135,8 @@ def _stack(node: Node) -> list[tuple[str, str]]:
     ]
 
 
-def _deepest(stack: Sequence[tuple[str, str]]) -> str:
-    return stack[-1][0] if stack else ""
+def _deepest(stack: Sequence[tuple[str, str]]) -> _Path:
+    return tuple(part for part in stack[-1][0].split(".") if part) if stack else ()
 
 
 def _common(paths: Sequence[_Path]) -> _Path:
@@ -156,7 +156,7 @@ def _grouped(nodes: Sequence[Node], places: _Places, depth: int) -> list[Group]:
         if first is None:
             waiting += run
             continue
-        kind = first.target._opname if own else places.kind(path, first.target._opname)
+        kind = _operator(first) if own else places.kind(path, _operator(first))
         new = Group(places.name(path), kind)
         whole = own is None and places.holds_others(path)
         back = len(waiting) if whole else _keeping_shape(waiting)
@@ -178,8 +178,13 @@ def _member_of(node: Node, places: _Places, depth: int) -> tuple[_Path, Node | N
     return path[:depth], node if own else None
 
 
+def _operator(node: Node) -> str:
+    """ATen's name of an operator, empty for what is none."""
+    return getattr(node.target, "_opname", "")
+
+
 def _is_heavy(node: Node) -> bool:
-    name = getattr(node.target, "_opname", "")
+    name = _operator(node)
     return name.startswith(_HEAVY) or name in _HEAVY_ALONE
 
 
