@@ -1,25 +1,27 @@
 """The hierarchical bootstrap: runs are drawn again, and iterations within them.
 
-It assumes no distribution, and pays for that with few runs.  Measured by ``python -m
-tools.bench.coverage``: share of 95 % intervals that cover the truth, for the 90th percentile.
+It assumes no distribution, and pays for that with few runs.  Share of 95 % intervals that cover the
+truth, and how wide the middling one is beside Student's t, for the 90th percentile; measured by
+``python -m tools.bench.coverage``:
 
-===========================  =====  =====  =====  ======================================
-runs                             3      5     10  width at 5 runs, as a multiple of t's
-===========================  =====  =====  =====  ======================================
-Student's t, runs normal      95 %   94 %   95 %  1
-Student's t, runs skewed      87 %   89 %   92 %  1
-percentile, runs normal       75 %   82 %   91 %  0.6
-BCa, runs normal              74 %   82 %   90 %  0.6
-studentised, runs normal      98 %   95 %   95 %  1.5
-studentised, runs skewed      93 %   94 %   95 %  2.2
-===========================  =====  =====  =====  ======================================
+==========================================  ======  ======  =======  ===============
+method, and how runs vary                   3 runs  5 runs  10 runs  width at 5 runs
+==========================================  ======  ======  =======  ===============
+Student's t over runs, normal                 95 %    95 %     93 %  1
+Student's t over runs, skewed                 90 %    89 %     91 %  1
+percentile, normal                            78 %    86 %     90 %  0.7
+percentile, not at all                        99 %    99 %    100 %  1.0
+BCa, normal                                   77 %    86 %     89 %  0.7
+studentised, normal                           none    94 %     94 %  1.3
+studentised, skewed                           none    92 %     94 %  1.4
+the bootstrap of one run's calls, normal      23 %    23 %     24 %  0.2
+==========================================  ======  ======  =======  ===============
 
-The percentile and BCa intervals are far too narrow with as few runs as one makes, and too wide
-(98 to 99 %) where runs differ by their iterations alone, whose noise they count twice.  Only the
-studentised one keeps its promise, from five runs on, also where t does not; with one slow run
-among equal ones it is very wide.  That is why summaries use t (see
-:func:`profiles.statistics.two_stage_interval`), and this is the second opinion where the runs'
-distribution is in doubt.
+Percentile and BCa intervals are far too narrow with as few runs as one makes, and too wide where
+runs differ by their iterations alone, whose noise they count twice: they are not offered.  The
+studentised one does better than t where the runs' distribution is skewed; with one slow run among
+equal ones it is very wide.  Summaries use t, whose interval stays right when the number of runs is
+decided on the way (see :func:`profiles.statistics.two_stage_interval`); this is the second opinion.
 
 Source: Davison & Hinkley, "Bootstrap Methods and their Application", 1997, sections 3.8
 (hierarchical data) and 5.2 (studentised).
@@ -32,7 +34,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-#: Below, the studentised interval is too wide to be of use: see the table above.
+#: With three runs the studentised interval is 16 times as wide as t's, and of no use.
 FEWEST_RUNS = 5
 #: Logarithms nearer to each other than this differ by rounding.
 _NO_SPREAD = 1e-12

@@ -135,9 +135,9 @@ def two_stage_interval(values: ArrayLike, pilot: int | None = None) -> tuple[flo
 
 def t_quantile(degrees: float) -> float:
     """How many standard errors a two-sided 95 % interval reaches."""
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
-    return float(t.ppf(0.975, degrees))
+    return float(stdtrit(degrees, 0.975))
 
 
 def paired_drop_interval(reference: ArrayLike, candidate: ArrayLike) -> tuple[float, float]:
