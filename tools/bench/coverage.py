@@ -23,7 +23,7 @@ from profiles.stopping import runs_wanted
 Values = NDArray[np.float64]
 Interval = tuple[float, float] | None
 RUNS = (3, 5, 10)
-RESAMPLES = 1000
+RESAMPLES = 500
 ITERATIONS = 100
 #: Spreads between runs, as a share.
 SPREADS = (0.0, 0.01, 0.02, 0.03, 0.05)
@@ -179,17 +179,16 @@ def with_stopping(
     """
     random = np.random.default_rng([seed, plan.max_runs])
     truth = truth_of(world, q, random, plan.iterations)
+    data = world.runs(random, campaigns * plan.max_runs, plan.iterations)
+    data = data.reshape(campaigns, plan.max_runs, plan.iterations)
+    medians, values = np.quantile(data, [0.5, q], axis=2)
     found: dict[str, list[Interval]] = {"two-stage": [], "all runs": [], "one run": []}
-    made = 0
-    for _ in range(campaigns):
-        runs = world.runs(random, plan.max_runs, plan.iterations)
-        medians, values = np.quantile(runs, [0.5, q], axis=1)
-        wanted = runs_wanted(list(medians), plan)
-        made += wanted
-        found["two-stage"].append(two_stage_interval(values[:wanted], plan.runs))
-        found["all runs"].append(two_stage_interval(values[:wanted]))
+    counts = [runs_wanted(list(pilot), plan) for pilot in medians[:, : plan.runs]]
+    for runs, each, count in zip(data, values, counts, strict=True):
+        found["two-stage"].append(two_stage_interval(each[:count], plan.runs))
+        found["all runs"].append(two_stage_interval(each[:count]))
         found["one run"].append(naive(runs, q))
-    return {way: tally(each, truth) for way, each in found.items()}, made / campaigns
+    return {way: tally(each, truth) for way, each in found.items()}, float(np.mean(counts))
 
 
 def main() -> None:
