@@ -101,9 +101,7 @@ def run(
         if recipe.profile:
             from pipeline.profile.flow import profile_variants
 
-            profile_variants(
-                workspace, recipe, compressed, checked, bench.measured, data, failures
-            )
+            profile_variants(workspace, recipe, compressed, checked, bench.measured, data, failures)
         found = _search(workspace, recipe, data, bench.searched, failures)
         summary = RunSummary(
             name=recipe.name,
