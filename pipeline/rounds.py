@@ -221,19 +221,29 @@ class Rounds:
             lost = True  # another was on the device meanwhile: these samples mean nothing
             raise
         finally:
-            for trial in trials:
-                recording = recorder.recordings[trial.key]
-                if complete or ((recording.warmup or recording.samples) and not lost):
-                    run = make_run(numbers[trial.key], complete, recorder, trial.key, readings)
-                    self._keep(trial, run)
+            heard = [key for key, job in recorder.recordings.items() if job.warmup or job.samples]
+            self._keep(
+                {
+                    key: make_run(number, complete, recorder, key, readings)
+                    for key, number in numbers.items()
+                    if complete or (key in heard and not lost)
+                }
+            )
             ground.spool.end()
 
-    def _keep(self, trial: Trial, run: Run) -> None:
+    def _keep(self, runs: Mapping[str, Run]) -> None:
+        """Store the runs of one process, and see whose last they were."""
+        runs = {key: self._understood(self._trials[key], run) for key, run in runs.items()}
+        self._store.add_runs(runs, fence=self._session.lease.fence)
+        for key, run in runs.items():
+            self._tally.runs += run.complete
+            trial = self._trials[key]
+            trial = self._trials[key] = replace(trial, runs=(*trial.runs, run))
+            if not wants_more(trial):
+                self._due.discard(key)
+
+    def _understood(self, trial: Trial, run: Run) -> Run:
         meter = self._ground.meter
         if run.complete and meter and trial.plan.kind == "energy":
-            run = replace(run, details=understood(meter, run.details))
-        self._store.add_run(trial.key, run, fence=self._session.lease.fence)
-        self._tally.runs += run.complete
-        trial = self._trials[trial.key] = replace(trial, runs=(*trial.runs, run))
-        if not wants_more(trial):
-            self._due.discard(trial.key)
+            return replace(run, details=understood(meter, run.details))
+        return run

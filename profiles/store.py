@@ -8,7 +8,7 @@ thread at a time; several processes may hold one each on the same file, readers 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -161,11 +161,14 @@ class Store:
             return _trial(row)
 
     def add_run(self, key: str, run: Run, fence: int = 0) -> None:
-        """Append one run to an open trial.
+        """Append one run to an open trial; see :meth:`add_runs`."""
+        self.add_runs({key: run}, fence)
+
+    def add_runs(self, runs: Mapping[str, Run], fence: int = 0) -> None:
+        """Append a run to each of some open trials: to all of them, or to none.
 
         Args:
-            key: of the trial.
-            run: what the device delivered.
+            runs: what the device delivered, by the trial's key.
             fence: of the lease under which it was measured.
 
         Raises:
@@ -173,29 +176,8 @@ class Store:
             StaleFence: if the trial has been opened under a newer lease.
         """
         with self._transaction() as session:
-            row = session.get(TrialRow, key)
-            if row is None:
-                raise StoreError(f"trial {key[:12]} is not open: a run cannot be added")
-            _refuse_older(row, fence)
-            if row.status != "open":
-                raise StoreError(f"trial {key[:12]} is not open: a run cannot be added")
-            if any(present.number == run.number for present in row.runs):
-                raise StoreError(f"trial {key[:12]} already has run {run.number}")
-            row.delegates = list(run.environment.get("delegates", row.delegates))
-            session.add(
-                RunRow(
-                    trial_key=key,
-                    number=run.number,
-                    complete=run.complete,
-                    warmup_ns=_blob(run.warmup_ns),
-                    samples_ns=_blob(run.samples_ns),
-                    load_ns=run.load_ns,
-                    first_ns=run.first_ns,
-                    environment=dict(run.environment),
-                    details=dict(run.details),
-                    finished_utc=_now(),
-                )
-            )
+            for key, run in runs.items():
+                _add_run(session, key, run, fence)
 
     def close_trial(self, key: str, status: str, reason: str = "", fence: int = 0) -> None:
         """End a trial with a status, one of :class:`profiles.records.Trial`'s, and why.
@@ -282,6 +264,33 @@ def _migrate(engine: Engine, path: Path) -> None:
                 config.attributes["connection"] = connection
                 command.upgrade(config, "head")
             connection.commit()
+
+
+def _add_run(session: Session, key: str, run: Run, fence: int) -> None:
+    row = session.get(TrialRow, key)
+    if row is None:
+        raise StoreError(f"trial {key[:12]} is not open: a run cannot be added")
+    _refuse_older(row, fence)
+    if row.status != "open":
+        raise StoreError(f"trial {key[:12]} is not open: a run cannot be added")
+    mine = select(RunRow.id).where(RunRow.trial_key == key, RunRow.number == run.number)
+    if session.scalar(mine) is not None:
+        raise StoreError(f"trial {key[:12]} already has run {run.number}")
+    row.delegates = list(run.environment.get("delegates", row.delegates))
+    session.add(
+        RunRow(
+            trial_key=key,
+            number=run.number,
+            complete=run.complete,
+            warmup_ns=_blob(run.warmup_ns),
+            samples_ns=_blob(run.samples_ns),
+            load_ns=run.load_ns,
+            first_ns=run.first_ns,
+            environment=dict(run.environment),
+            details=dict(run.details),
+            finished_utc=_now(),
+        )
+    )
 
 
 def _refuse_older(row: TrialRow, fence: int) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from devices.agent.engines import RUNTIMES
+from devices.meter.replay import events
 from devices.transport.base import Completed, LineSink, LineSplitter, quote
 from devices.transport.local import LocalTransport
 from devices.transport.truth import Truth, by_round
@@ -146,9 +147,7 @@ def _extras(plan: Mapping[str, Any], job: str, ns: Sequence[int], size: int) -> 
         node["args"] = {"op_name": "Scripted"}
         yield {"event": "operators", "job": job, "trace": [call, node]}
     if plan["kind"] == "energy":
-        from devices.meter import replay
-
-        yield from replay.events(Path(plan["meter"]["files"][0]))
+        yield from events(Path(plan["meter"]["files"][0]))
 
 
 class _Clock:
@@ -177,5 +176,5 @@ class _Clock:
         }
 
 
-def _lines(events: Iterable[Event]) -> bytes:
-    return b"".join(json.dumps(event).encode() + b"\n" for event in events)
+def _lines(said: Iterable[Event]) -> bytes:
+    return b"".join(json.dumps(event).encode() + b"\n" for event in said)
