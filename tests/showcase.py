@@ -8,8 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.profile.record import (
+    BlockCost,
+    BlockProfile,
+    OperatorCost,
+    OperatorProfile,
+    write_profile,
+)
 from profiles.quality import judge
-from profiles.records import RUNTIME_OF, Condition, Plan, Run, Samples, Trial
+from profiles.records import RUNTIME_OF, Condition, Figure, Plan, Run, Samples, Trial
 from profiles.store import Store
 from tests import builders
 
@@ -233,7 +240,72 @@ def showcase(root: Path) -> Path:
         _jumping(store)
         _plain(store)
         _disturbed(store)
+    write_profile(root, profile())
+    write_profile(root, lacking_profile())
     return root
+
+
+def profile(**changes: Any) -> BlockProfile:
+    """A network of four blocks, two of them alike, and ONNX Runtime's own account of it."""
+    stem = BlockCost(("features.0",), "Conv2d", _figure(0.31), 0.14, "accepted")
+    body = BlockCost(
+        ("features.1", "features.2"), "InvertedResidual", _figure(0.72), 0.66, "accepted"
+    )
+    head = BlockCost(("classifier",), "Linear", _figure(0.44), 0.2, "accepted")
+    operators = tuple(
+        OperatorCost(
+            f"/features/{n}/Conv",
+            "Conv",
+            "CPUExecutionProvider",
+            90_000 - 4_000 * n,
+            f"features.{n % 3}",
+        )
+        for n in range(23)
+    )
+    made = BlockProfile(
+        model="net",
+        variant="fp32",
+        format="onnx",
+        dtype="float32",
+        artifact_sha256=sha_of(0),
+        device="board",
+        emulated=False,
+        runtime="onnxruntime",
+        runtime_version="1.31.1",
+        condition=CONDITION,
+        depth=2,
+        blocks=(stem, body, head),
+        call_ns=_figure(0.012),
+        whole_ns=_figure(2.345),
+        sum_ns=_figure(2.151),
+        ratio=Figure(0.917, (0.901, 0.934), 1000, 5),
+        unknown={},
+        remarks=("the blocks take less alone",),
+        operators=OperatorProfile(operators, 1_058_000.0, 2_400_000.0, 30),
+    )
+    return replace(made, **changes)
+
+
+def lacking_profile() -> BlockProfile:
+    """The same in INT8, of which one block could not be exported."""
+    whole = profile()
+    stem, body, head = (replace(block, share=None) for block in whole.blocks)
+    lost = replace(body, latency_ns=None, status="failed", reason="no kernel for it", trial="")
+    return replace(
+        whole,
+        variant="int8",
+        artifact_sha256=sha_of(1),
+        blocks=(stem, lost, head),
+        sum_ns=None,
+        ratio=None,
+        unknown={"operators": "only ONNX Runtime tells them in its released build"},
+        remarks=("sum and whole cannot be compared: features.1 not known",),
+        operators=None,
+    )
+
+
+def _figure(ms: float) -> Figure:
+    return Figure(ms * MS, (0.97 * ms * MS, 1.03 * ms * MS), 1000, 5)
 
 
 def sha_of(place: int) -> str:

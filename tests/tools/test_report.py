@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
 from dataclasses import asdict
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +16,9 @@ from profiles.records import RUNTIME_OF, Condition, Plan, Trial
 from profiles.statistics import agreement
 from profiles.store import Store
 from tests import builders
+from tests.page import Page, browse, needs_chromium
 from tools.report import write_report
 
-CHROMIUM = shutil.which("chromium")
 HOSTILE = "<script>alert('owned')</script> & \"quotes\""
 #: (variant, format) to median, ns.
 LATENCY_NS = {
@@ -114,37 +111,6 @@ def candidates() -> list[dict[str, Any]]:
         }
         for index in range(4)
     ]
-
-
-class Page(HTMLParser):
-    """What a page consists of."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.scripts: list[str] = []
-        self._inside = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag in ("script", "style"):
-            self._inside = tag
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag == self._inside:
-            self._inside = ""
-
-    def handle_data(self, data: str) -> None:
-        if self._inside == "script":
-            self.scripts.append(data)
-        elif not self._inside:
-            self.text += " " + data
-
-    @property
-    def words(self) -> str:
-        return " ".join(self.text.split())
 
 
 @pytest.fixture(scope="module")
@@ -271,32 +237,11 @@ def test_no_workspace_no_report(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here to look at the report with")
+@needs_chromium
 def test_a_browser_draws_both_plots(path: Path, tmp_path: Path):
-    assert CHROMIUM
-    done = subprocess.run(
-        [
-            CHROMIUM,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-extensions",
-            "--no-first-run",
-            f"--user-data-dir={tmp_path / 'profile'}",
-            "--host-resolver-rules=MAP * ~NOTFOUND",
-            "--virtual-time-budget=10000",
-            "--enable-logging=stderr",
-            "--dump-dom",
-            path.as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
+    drawn, problems = browse(path.as_uri(), tmp_path)
     for plot in ("pareto", "prediction"):
-        drawn = re.search(rf'<div id="{plot}".*?<svg.*?</svg>', done.stdout, re.DOTALL)
-        assert drawn, f"{plot} was not drawn"
-        marks = re.findall(r'aria-roledescription="point"', drawn[0])
-        assert len(marks) >= 4
-    assert "CONSOLE" not in done.stderr, "the page has errors"
+        svg = re.search(rf'<div id="{plot}".*?<svg.*?</svg>', drawn, re.DOTALL)
+        assert svg, f"{plot} was not drawn"
+        assert len(re.findall(r'aria-roledescription="point"', svg[0])) >= 4
+    assert problems == []

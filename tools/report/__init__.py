@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.overview import Material, Overview, Row, overview, read_material
+from pipeline.profile.record import BlockProfile, read_profiles
 from profiles import units
 from profiles.records import Measurement
-from tools.report import charts, pages
+from tools.report import blocks, charts, pages
 from tools.report import plots as measurement_plots
 from tools.report.charts import script_safe
 
@@ -30,19 +31,30 @@ def write_report(root: Path, output: Path | None = None) -> Path:
 
     Raises:
         UsageError: if there is no such workspace.
+        StoreError: if something in it is damaged.
     """
     found = overview(root)
     path = output or root / "report" / "index.html"
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".partial-{path.name}")
     material = read_material(root, [row.measurement for row in found.rows])
-    aside.write_text(render(found, root, material), encoding="utf-8")
+    text = render(found, root, material, read_profiles(root))
+    aside.write_text(text, encoding="utf-8")
     aside.replace(path)
     return path
 
 
-def render(found: Overview, root: Path, material: Sequence[Material]) -> str:
-    """The report as HTML text."""
+def render(
+    found: Overview, root: Path, material: Sequence[Material], profiles: list[BlockProfile]
+) -> str:
+    """The report as HTML text.
+
+    Args:
+        found: the workspace's measurements.
+        root: its folder.
+        material: the raw runs of each of them, in their order.
+        profiles: of where the time goes.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -76,6 +88,7 @@ def render(found: Overview, root: Path, material: Sequence[Material]) -> str:
         devices=_devices(found.rows),
         pages=pages.pages(found.rows, material),
         key_of=pages.key_of,
+        profiles=blocks.views(profiles),
         plots=plots,
         charts=script_safe(
             {

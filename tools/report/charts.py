@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from pipeline.overview import Row
@@ -18,6 +19,7 @@ GREY = "#8b949e"
 _SNIPPET = "window.vegaEmbed = vegaEmbed;"
 
 
+@cache
 def library() -> str:
     """The JavaScript that draws specifications, whole, to be put into the page."""
     import vl_convert

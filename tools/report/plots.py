@@ -7,6 +7,7 @@ page is opened.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from tools.report.charts import COLOURS, GREY, finished
@@ -35,16 +36,17 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     "power": ("power", "stretches"),
 }
 _SHAPES = {
-    "timed": ("circle", 14),
-    "outlier": ("diamond", 40),
-    "warm-up": ("triangle-down", 18),
-    "not counted": ("cross", 26),
-    BEYOND: ("triangle-up", 40),
+    "timed": "circle",
+    "outlier": "diamond",
+    "warm-up": "triangle-down",
+    "not counted": "cross",
+    BEYOND: "triangle-up",
 }
 #: Room for the labels of the axes of charts that stand below one another.
 _AXIS = 52
 
 
+@cache
 def specifications() -> dict[str, Any]:
     """Each chart; the histogram in two scales, ``-wide`` being the logarithmic."""
     return {
@@ -67,7 +69,8 @@ def _data(name: str) -> Any:
 def _scale(wide: bool) -> Any:
     import altair as alt
 
-    return alt.Scale(type="log" if wide else "linear", zero=False, nice=False, padding=8)
+    kind = {"type": "log"} if wide else {"type": "linear", "zero": False}
+    return alt.Scale(**kind, nice=False, padding=8)
 
 
 def _hue() -> Any:
@@ -87,9 +90,7 @@ def _samples() -> dict[str, Any]:
     """Every call in the order made, by run."""
     import altair as alt
 
-    kinds = list(_SHAPES)
-    shapes = alt.Scale(domain=kinds, range=[shape for shape, _ in _SHAPES.values()])
-    sizes = alt.Scale(domain=kinds, range=[size for _, size in _SHAPES.values()])
+    shapes = alt.Scale(domain=list(_SHAPES), range=list(_SHAPES.values()))
     x = alt.X("call:Q", title="call", scale=alt.Scale(nice=False, zero=True))
     marks = (
         _data("points")
@@ -99,7 +100,7 @@ def _samples() -> dict[str, Any]:
             y=alt.Y("shown:Q", title="ms", scale=_scale(False), axis=_axis()),
             color=_hue(),
             shape=alt.Shape("kind:N", title=None, scale=shapes),
-            size=alt.Size("kind:N", title=None, scale=sizes),
+            size=alt.condition("datum.kind === 'timed'", alt.value(14), alt.value(34)),
             tooltip=["run:O", "call:Q", "ms:Q", "kind:N"],
         )
     )

@@ -17,7 +17,10 @@
     for (const place of page.querySelectorAll("[data-chart]")) {
       const names = shared.tables[place.dataset.tables];
       const datasets = Object.fromEntries(names.map((name) => [name, table(name, data[name])]));
-      vegaEmbed(place, { ...shared.specifications[place.dataset.chart], datasets }, options);
+      const chart = { ...shared.specifications[place.dataset.chart], datasets };
+      // A layer without rows has no extent, and Vega complains.
+      if (chart.layer) chart.layer = chart.layer.filter((each) => datasets[each.data.name].length);
+      vegaEmbed(place, chart, options);
     }
   };
 

@@ -57,6 +57,7 @@ def histogram(samples: NDArray[Any]) -> list[tuple[float, float, int]]:
     bins = int(np.clip(np.ceil(wanted), _FEWEST_BINS, _MOST_BINS))
     counts, edges = np.histogram(logs, bins=bins, range=(low, high))
     ends = np.exp(edges)
+    ends[0], ends[-1] = min(ends[0], np.min(samples)), max(ends[-1], np.max(samples))
     return [
         (float(start), float(end), int(count))
         for start, end, count in zip(ends[:-1], ends[1:], counts, strict=True)
