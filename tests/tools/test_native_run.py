@@ -233,7 +233,8 @@ def test_a_profile_leaves_nothing_behind_however_it_ends(agent, tiny_model, tmp_
 
 # What a device tells of itself
 
-# Reads files under $FAKE_ROOT where there are such, or links that lead nowhere.
+# Uses files under $FAKE_ROOT where there are such, or links that lead nowhere; threads are not told
+# apart.
 MOVED = """
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -241,10 +242,13 @@ MOVED = """
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 static const char *moved(const char *path, char *place) {
     struct stat found;
-    snprintf(place, 4096, "%s%s", getenv("FAKE_ROOT"), path);
+    const char *wanted = strstr(path, "/schedstat") ? "/schedstat" : path;
+    snprintf(place, 4096, "%s%s", getenv("FAKE_ROOT"), wanted);
     return lstat(place, &found) ? path : place;
 }
 FILE *fopen(const char *path, const char *mode) {
@@ -260,6 +264,12 @@ int open(const char *path, int flags, ...) {
     va_end(more);
     int (*real)(const char *, int, ...) = dlsym(RTLD_NEXT, "open");
     return real(moved(path, place), flags, mode);
+}
+int getrusage(__rusage_who_t who, struct rusage *usage) {
+    memset(usage, 0, sizeof *usage);
+    usage->ru_utime.tv_sec = who == RUSAGE_SELF ? 10 : 200;
+    usage->ru_stime.tv_usec = who == RUSAGE_SELF ? 3000 : 40000;
+    return 0;
 }
 """
 
@@ -338,28 +348,50 @@ def lines(stream: Any, count: int) -> Any:
 
 def test_what_a_device_does_not_tell_is_left_out(agent, machine, tiny_model, tmp_path):
     machine.remove("/proc/loadavg")
+    machine.remove("/schedstat")
     machine.write("/proc/stat", "cpu0 1 2 3\n")
     plan = write_plan(tmp_path, [tiny_model.plan_job()], library=ORT)
     code, events, errors = run(agent, plan, env=machine.env)
     assert code == 0, errors
     for event in of(events, "environment"):
-        assert not set(event) & {"load_1min", "busy_ms", "stolen_ms"}
+        assert not set(event) & {"load_1min", "busy_ms", "stolen_ms", "waited_ms"}
         assert set(event) >= {"own_ms", "clock", "at_ns"}
 
 
-def test_the_cores_counters_are_added_up(agent, machine, tiny_model, tmp_path):
+def test_counters_are_read_as_the_kernel_means_them(agent, machine, tiny_model, tmp_path):
     machine.write("/proc/stat", "cpu  1 20 300 4000 50000 600000 7000000 80000000 9 9\ncpu0 1\n")
+    machine.write("/schedstat", "5000000 7000000 3\n")
     plan = write_plan(tmp_path, [tiny_model.plan_job()], library=ORT)
     _, events, _ = run(agent, plan, env=machine.env)
     tick_ms = 1000 // os.sysconf("SC_CLK_TCK")
     before = of(events, "environment")[0]
     assert before["busy_ms"] == 7_600_321 * tick_ms
     assert before["stolen_ms"] == 80_000_000 * tick_ms
+    assert before["waited_ms"] % 7 == 0 < before["waited_ms"]
+    assert before["own_ms"] == 210_043
+
+
+STATUS = "Name:\tagent\nVmPeak:\t 99 kB\nVmHWM:\t 9000 kB\nVmRSS:\t 8000 kB\n"
+
+
+def test_memory_is_what_the_system_says(agent, machine, tiny_model, tmp_path):
+    machine.write("/proc/self/status", f"{STATUS}RssAnon:\t 5000 kB\nRssFile:\t 3000 kB\n")
+    forgotten = machine.write("/proc/self/clear_refs", "")
+    plan = write_plan(tmp_path, [tiny_model.plan_job()], library=ORT, kind="memory")
+    _, events, _ = run(agent, plan, env=machine.env)
+    (found,) = of(events, "memory")
+    assert {name: value // 1024 for name, value in found.items() if name.endswith("_bytes")} == {
+        "base_bytes": 8000,
+        "loaded_bytes": 8000,
+        "peak_bytes": 9000,
+        "file_bytes": 3000,
+    }
+    assert forgotten.read_text() == "5"
 
 
 def test_memory_that_is_not_told_is_never_nothing(agent, machine, tiny_model, tmp_path):
     """RssFile came with Linux 4.5."""
-    machine.write("/proc/self/status", "Name:\tagent\nVmHWM:\t 9000 kB\nVmRSS:\t 8000 kB\n")
+    machine.write("/proc/self/status", STATUS)
     plan = write_plan(tmp_path, [tiny_model.plan_job()], library=ORT, kind="memory")
     code, events, _ = run(agent, plan, env=machine.env)
     assert (code, events[-1]["kind"]) == (1, "failed")

@@ -59,16 +59,16 @@ static void append_busy(struct text *line) {
     if (stream) fclose(stream);
 }
 
-static int64_t ms_of(struct timeval time) {
-    return (int64_t)time.tv_sec * 1000 + time.tv_usec / 1000;
+static int64_t used_us(const struct rusage *usage) {
+    return ((int64_t)usage->ru_utime.tv_sec + usage->ru_stime.tv_sec) * 1000000
+           + usage->ru_utime.tv_usec + usage->ru_stime.tv_usec;
 }
 
 /* What this process has used of the cores, with its children that have ended. */
 static void append_own(struct text *line) {
     struct rusage self, children;
     if (getrusage(RUSAGE_SELF, &self) || getrusage(RUSAGE_CHILDREN, &children)) return;
-    append(line, ",\"own_ms\":%" PRId64, ms_of(self.ru_utime) + ms_of(self.ru_stime)
-           + ms_of(children.ru_utime) + ms_of(children.ru_stime));
+    append(line, ",\"own_ms\":%" PRId64, (used_us(&self) + used_us(&children)) / 1000);
 }
 
 /* How long this process' threads were ready to run and did not.
