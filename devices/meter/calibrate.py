@@ -173,7 +173,9 @@ def _step(run: EnergyRun) -> tuple[float, float]:
             "unplug it, and reach the device over the network",
         )
     if run.net_uw is None or run.noise_uw is None:
-        raise MeterError(f"{run.meter} said too little in this time", "give it more --seconds")
+        raise MeterError(
+            f"{run.meter} told hardly anything new in this time", "give it more --seconds"
+        )
     moved_uw = abs((run.idle_after_uw or 0.0) - (run.idle_before_uw or 0.0))
     noise_uw = max(run.noise_uw, moved_uw)
     if abs(run.net_uw) <= noise_uw:

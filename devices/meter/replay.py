@@ -38,7 +38,7 @@ class Replay:
     def about(self) -> About:
         """See :class:`devices.meter.base.Meter`."""
         about = self.recorded.about
-        return replace(about, name=f"replay of {about.title}", kind="replay")
+        return replace(about, kind=f"replay of {about.kind}")
 
     def sampling(self) -> Sampling:
         """The recording in place of the sensor's files."""
