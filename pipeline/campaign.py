@@ -223,7 +223,7 @@ class _Campaign:
         try:
             return session.meter(), ""
         except MeterError as error:
-            return None, str(error)
+            return None, f"{error.message} ({error.hint})" if error.hint else error.message
 
     def _ready(self, session: Session, trials: Sequence[Trial], meterless: str) -> list[Trial]:
         """Open the trials that the device can measure; close the others with the reason."""
