@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from profiles.errors import EdgeError
-from tools.device_lab import devices, looking, profiling, running, stages, tables
+from tools.device_lab import compare, devices, looking, profiling, running, stages, tables
 from tools.device_lab.output import complain
 
 app = typer.Typer(
@@ -49,6 +49,7 @@ app.command("run")(running.run)
 app.command("compress")(stages.compress)
 app.command("export")(stages.export)
 app.command("measure")(stages.measure)
+app.command("compare")(compare.compare)
 app.command("profile")(profiling.profile)
 app.command("search")(running.search)
 app.command("results")(looking.results)
