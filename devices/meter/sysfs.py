@@ -211,7 +211,7 @@ class Counters:
 
         def count(texts: Sequence[str]) -> float | None:
             said = number(texts[place])
-            return said if said is not None and 0 <= said <= range_uj else None
+            return said if said is not None and said >= 0 else None
 
         counts = numbers(self.about.title, values, count, most=range_uj)
         known = ~np.isnan(counts)

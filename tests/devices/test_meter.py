@@ -211,6 +211,14 @@ def test_packages_are_summed_up_without_what_they_contain():
         build([{**entries[0], "texts": {}}], Wanted())
 
 
+def test_a_gap_of_one_package_is_a_gap_of_all():
+    zones = [zone("intel-rapl:0", "package-0"), zone("intel-rapl:1", "package-1")]
+    values = [["1000000", "9000000"], ["1100000", "0"], ["1200000", "50000"]]
+    trace = build(zones, Wanted()).trace(at(0, 0.1, 0.2), values)
+    assert trace.covered.tolist() == [False, True]
+    assert trace.energy_uj.tolist() == pytest.approx([0, 0, 150_000])
+
+
 # --- a Pixel ----------------------------------------------------------------------------------
 
 
