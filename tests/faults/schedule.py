@@ -40,7 +40,17 @@ from profiles.errors import EdgeError
 from profiles.recipe import Measure
 from tests.faults.lab import Victim, Wound
 
-MEASURE = Measure(runs=3, iterations=400, warmup_iterations=2, warmup_seconds=0)
+MEASURE = Measure(
+    runs=3,
+    max_runs=3,
+    iterations=400,
+    warmup_iterations=2,
+    warmup_seconds=0,
+    app=False,
+    memory=False,
+    energy=False,
+    tolerate=("throttled", "frequency", "foreign-load", "not-stationary"),
+)
 #: No call may take longer here, and none may be late by more than this.
 DEADLINE_S = 1.0
 LATE_S = 2.0
