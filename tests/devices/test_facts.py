@@ -483,9 +483,9 @@ def test_memory_is_compared_with_what_is_sold():
 
 
 def test_a_meter_without_a_promised_rail_is_told():
-    facts = parse(recording("jetson-orin-nano").replace("VDD_SOC", "VDD_OTHER"), NONCE)
+    facts = parse(recording("jetson-orin-nano").replace("VDD_IN", "VDD_OTHER"), NONCE)
     found = disagreements(load_profile("jetson-orin-nano"), facts | {"cores": 6})
-    assert found == ["the meter ina3221 (hwmon) has no rail VDD_SOC"]
+    assert found == ["the meter ina3221 (hwmon) has no rail VDD_IN"]
 
 
 def test_a_meter_whose_rails_this_login_may_not_read_is_no_disagreement():
