@@ -160,7 +160,7 @@ def write_plan(folder: Path, runtime: str, model: Path) -> Path:
         "format": PLAN_FORMAT,
         "kind": "latency",
         "runtime": runtime,
-        "library": str(runtime_libraries()[runtime]),
+        "library": str(runtime_libraries().get(runtime, "")) or None,
         "delegate": None,
         "threads": 1,
         "core_mask": f"{1 << max(os.sched_getaffinity(0)):x}",
