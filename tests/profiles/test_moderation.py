@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from profiles.moderation import moderated
 
@@ -46,3 +50,21 @@ def test_one_artifact_and_no_variance_at_all():
     posterior, _ = moderated([0.0] * 5, [4] * 5)
     assert (posterior > 0).all()
     assert posterior.max() < 1e-9
+
+
+def test_together_they_know_no_more_than_all_of_them():
+    """Two variances a little further apart than chance: a strong prior, from ten degrees."""
+    _, degrees = moderated([1.0, math.e], [5, 5])
+    assert degrees.tolist() == [10, 10]
+
+
+@given(st.lists(st.tuples(st.floats(1e-9, 1e3), st.integers(1, 30)), min_size=1, max_size=12))
+def test_each_is_drawn_towards_the_others(rows):
+    variances, degrees = map(np.array, zip(*rows, strict=True))
+    posterior, freedom = moderated(variances, degrees)
+    assert np.isfinite(posterior).all()
+    assert (posterior > 0).all()
+    assert (freedom >= degrees * (1 - 1e-9)).all()
+    assert (freedom <= degrees.sum() * (1 + 1e-9)).all()
+    order = np.argsort(variances[degrees == degrees[0]])
+    assert (np.diff(posterior[degrees == degrees[0]][order]) >= -1e-9 * posterior.max()).all()
