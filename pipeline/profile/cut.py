@@ -26,6 +26,7 @@ from pipeline.profile.grouping import (
     sources,
 )
 from pipeline.quiet import quiet
+from pipeline.training import torch_threads
 from profiles.canonical import digest
 from profiles.errors import ModelError, StageError, UsageError
 
@@ -45,7 +46,7 @@ class Block:
     Args:
         name: path of the module that it begins with.
         kind: that module's class.
-        program: the part, ready to export.
+        module: the part; takes and gives tensors.
         inputs: what it reads in a real forward pass of the network,
         outputs: and what it gives.
         reads, gives: names of these values, the same in all blocks of a network.
@@ -55,13 +56,29 @@ class Block:
 
     name: str
     kind: str
-    program: ExportedProgram
+    module: GraphModule
     inputs: Tensors
     outputs: Tensors
     reads: tuple[str, ...]
     gives: tuple[str, ...]
     signature: str
     operators: tuple[str, ...]
+
+    def program(self) -> ExportedProgram:
+        """The part as a program, to be lowered to any format.
+
+        Raises:
+            ModelError: if ``torch.export`` cannot capture it, with the reason.
+        """
+        try:
+            with quiet(), torch.no_grad():
+                return torch.export.export(self.module, self.inputs, strict=False)
+        except Exception as error:
+            reason = next(iter(str(error).strip().splitlines()), "")
+            raise ModelError(
+                f"{self.name} cannot stand alone: {type(error).__name__}: {reason}",
+                "cut it elsewhere with another depth",
+            ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +114,11 @@ def cut(program: ExportedProgram, inputs: Sequence[torch.Tensor], depth: int | N
         ModelError: if a part of it cannot stand alone.
         StageError: if the blocks in a row compute something else.
     """
+    with torch_threads(1):  # as in reference_outputs
+        return _cut(program, inputs, depth)
+
+
+def _cut(program: ExportedProgram, inputs: Sequence[torch.Tensor], depth: int | None) -> Cut:
     expected = _call(program, inputs)
     module = _plain(program)
     groups, depth = group(module.graph, depth)
@@ -120,9 +142,10 @@ def cut(program: ExportedProgram, inputs: Sequence[torch.Tensor], depth: int | N
 def chained(parts: Cut, inputs: Sequence[torch.Tensor]) -> Tensors:
     """What the blocks compute one after the other."""
     values = dict(zip(parts.reads, inputs, strict=True))
-    for block in parts.blocks:
-        given = _call(block.program, [values[name] for name in block.reads])
-        values |= zip(block.gives, given, strict=True)
+    with torch.no_grad():
+        for block in parts.blocks:
+            given = block.module(*[values[name] for name in block.reads])
+            values |= zip(block.gives, given, strict=True)
     return tuple(values[name] for name in parts.gives)
 
 
@@ -165,7 +188,7 @@ def _writes_over_borders(graph: Graph, groups: Sequence[Group]) -> bool:
 def _written(node: Node) -> Node:
     """The node whose memory an operator writes to: what it is given, or what that is a view of."""
     given = node.args[0] if node.args else None
-    if not isinstance(given, Node):
+    if not isinstance(given, Node) or (is_dequantize(given) and len(given.users) == 1):
         return node
     schema = getattr(given.target, "_schema", None)
     aliases = schema is not None and any(a.alias_info is not None for a in schema.arguments)
@@ -278,21 +301,13 @@ def _block(
     nodes = [node for node in module.graph.nodes if owner.get(node) == number]
     part, reads, gives = fuse_as_graphmodule(module, nodes, "Block", always_return_tuple=True)
     inputs = tuple(values[node.name] for node in reads)
-    try:
-        with quiet(), torch.no_grad():
-            program = torch.export.export(part, inputs, strict=False)
-            outputs = _call(program, inputs)
-    except Exception as error:
-        reason = next(iter(str(error).strip().splitlines()), "")
-        raise ModelError(
-            f"{one.name} cannot stand alone: {type(error).__name__}: {reason}",
-            "cut it elsewhere with another depth",
-        ) from error
+    with torch.no_grad():
+        outputs: Tensors = part(*inputs)
     values |= {node.name: value for node, value in zip(gives, outputs, strict=True)}
     return Block(
         name=one.name,
         kind=one.kind,
-        program=program,
+        module=part,
         inputs=inputs,
         outputs=outputs,
         reads=tuple(node.name for node in reads),

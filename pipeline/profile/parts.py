@@ -102,7 +102,7 @@ def parts_of(workspace: Workspace, network: Network, depth: int | None) -> Parts
             alike.setdefault(block.signature, []).append(number)
         firsts = [found.blocks[numbers[0]] for numbers in alike.values()]
         for number, block in enumerate(firsts):
-            _save(folder, f"{number:02}", block.program, block.inputs, block.outputs)
+            _save(folder, f"{number:02}", block.program(), block.inputs, block.outputs)
         return {
             "depth": found.depth,
             "repeated": found.repeated,
