@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from devices.session import Session
 from pipeline.campaign import Subject, measure
 from pipeline.search import blocks
 from pipeline.stage import Workspace
@@ -124,6 +125,17 @@ def test_a_device_that_stays_throttled_is_refused_with_advice(tmp_path):
     (again,) = made.measure()
     assert again.status == "accepted"
     assert [run.complete for run in again.runs] == [False] * 6 + [True] * 3
+
+
+def test_the_state_right_before_each_run_is_looked_at(one, monkeypatch):
+    """A phone that throttles by its own word, from the third run on."""
+    one.truth()
+    states = iter([{"thermal_status": 0}] * 2 + [{"thermal_status": 2}, {"thermal_status": 0}])
+    monkeypatch.setattr(Session, "settle", lambda *_: next(states))
+    (trial,) = one.measure()
+    assert [run.environment["preflight"]["thermal_status"] for run in trial.runs] == [0, 0, 2, 0]
+    assert [run.number for run in counting_runs(trial)] == [0, 1, 3]
+    assert "limits" in trial.runs[2].environment["preflight"]
 
 
 def test_where_no_run_counts_no_more_are_made(one):
