@@ -78,6 +78,10 @@ class Odpm:
         steps_uj = _steps(energy_uj[fresh], np.cumsum(begins)[fresh])
         return from_steps(at_ns, points_ns[fresh], steps_uj)
 
+    def telling(self, texts: Sequence[str]) -> Any:
+        """See :class:`devices.meter.base.Meter`."""
+        return channels(texts[0] if texts else "")
+
     def charging(self, values: Texts) -> bool:
         """The rails are behind the battery: whoever gives the power, they take it."""
         return False

@@ -99,5 +99,8 @@ class Meter(Protocol):
             MeterError: if none of them is what such a sensor says.
         """
 
+    def telling(self, texts: Sequence[str]) -> Any:
+        """What of a reading is another one once the sensor has a new value."""
+
     def charging(self, values: Texts) -> bool:
         """Whether anything but the device took part in what these readings say."""

@@ -66,6 +66,10 @@ class Battery:
             return None
         return self.sign * self.current_ua * first * voltage_uv / 1e6
 
+    def telling(self, texts: Sequence[str]) -> Any:
+        """See :class:`devices.meter.base.Meter`."""
+        return tuple(texts[: self.readings])
+
     def charging(self, values: Texts) -> bool:
         """Unless the battery says that it discharges, and no charger that it is there."""
         return any(self._charged(texts[self.readings :]) for texts in values)

@@ -283,8 +283,7 @@ def _entry(meter: Battery, details: Mapping[str, Any], sign: int, scale_ua: int 
     words = [f"kind: power_supply, name: {meter.about.name}, current_sign: {sign}"]
     if scale_ua:
         words.append(f"current_ua: {scale_ua}")
-    told = [texts[: meter.readings] for texts in power["values"]]
-    update_s = seen(np.array(power["at_ns"], dtype=np.int64), told) / 1e9
+    update_s = seen(meter, np.array(power["at_ns"], dtype=np.int64), power["values"]) / 1e9
     if update_s > max(4 * PAUSE_S, meter.about.update_ns / 1e9):
         words.append(f"update_ms: {100 * int(np.ceil(10 * update_s))}")
     return f"meter: {{{', '.join(words)}}}"

@@ -54,6 +54,10 @@ class Pmic:
             return None
         return 1e6 * sum(watts[rail] for rail in self.rails)
 
+    def telling(self, texts: Sequence[str]) -> Any:
+        """See :class:`devices.meter.base.Meter`."""
+        return texts[0] if texts else ""
+
     def charging(self, values: Texts) -> bool:
         """A board has no battery, and its rails are behind whatever feeds it."""
         return False

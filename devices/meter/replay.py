@@ -14,7 +14,7 @@ for energy, and what they mean is worked out as for the sensor they were recorde
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,10 @@ class Replay:
     def trace(self, at_ns: Samples, values: Texts) -> Trace:
         """See :class:`devices.meter.base.Meter`."""
         return self.recorded.trace(at_ns, values)
+
+    def telling(self, texts: Sequence[str]) -> Any:
+        """See :class:`devices.meter.base.Meter`."""
+        return self.recorded.telling(texts)
 
     def charging(self, values: Texts) -> bool:
         """See :class:`devices.meter.base.Meter`."""

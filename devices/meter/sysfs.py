@@ -87,6 +87,10 @@ class Channels:
             total, begin = total + power_uw, end
         return total
 
+    def telling(self, texts: Sequence[str]) -> Any:
+        """See :class:`devices.meter.base.Meter`."""
+        return tuple(texts)
+
     def charging(self, values: Texts) -> bool:
         """A sensor behind the battery sees what the device takes, whoever gives it."""
         return False
@@ -221,6 +225,10 @@ class Counters:
         # Another wrap may have passed unseen in a gap this long.
         unseen = most_uj > range_uj
         return from_steps(at_ns, times, np.where((steps_uj > most_uj) | unseen, np.nan, steps_uj))
+
+    def telling(self, texts: Sequence[str]) -> Any:
+        """See :class:`devices.meter.base.Meter`."""
+        return tuple(texts)
 
     def charging(self, values: Texts) -> bool:
         """As for :class:`Channels`."""

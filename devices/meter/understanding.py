@@ -57,10 +57,12 @@ def understood(meter: Meter, details: Mapping[str, Any]) -> dict[str, Any]:
 def _update_ns(meter: Meter, at_ns: Samples, values: Texts) -> int:
     """How often the sensor has something new; where nobody says so, its readings do."""
     about = meter.about
-    return about.update_ns if about.update_known else max(about.update_ns, seen(at_ns, values))
+    return (
+        about.update_ns if about.update_known else max(about.update_ns, seen(meter, at_ns, values))
+    )
 
 
-def seen(at_ns: Samples, values: Texts) -> int:
+def seen(meter: Meter, at_ns: Samples, values: Texts) -> int:
     """Nanoseconds from one new value to the next, by what was read; 0 without readings.
 
     The median over all changes; a value that hardly ever changes is taken for one that is hardly
@@ -68,5 +70,6 @@ def seen(at_ns: Samples, values: Texts) -> int:
     """
     if len(at_ns) < 2:
         return 0
-    new = [at for at, now, last in zip(at_ns[1:], values[1:], values, strict=False) if now != last]
+    told = [meter.telling(texts) for texts in values]
+    new = [at for at, now, last in zip(at_ns[1:], told[1:], told, strict=False) if now != last]
     return int(np.median(np.diff([at_ns[0], *new, at_ns[-1]])))

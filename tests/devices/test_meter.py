@@ -338,10 +338,16 @@ def test_the_calibration_is_told_with_the_run():
 
 def test_how_often_a_value_changes():
     times = START_NS + np.arange(60) * SECOND
-    assert seen(times, [[str(second // 5)] for second in range(60)]) == 5 * SECOND
-    assert seen(times, [[str(second)] for second in range(60)]) == SECOND
-    assert seen(times, [["same"]] * 60) == 59 * SECOND
-    assert seen(times[:1], [["once"]]) == 0
+    ina219 = KINDS["ina219"].meter()
+    assert seen(ina219, times, [[str(second // 5)] for second in range(60)]) == 5 * SECOND
+    assert seen(ina219, times, [[str(second)] for second in range(60)]) == SECOND
+    assert seen(ina219, times, [["same"]] * 60) == 59 * SECOND
+    assert seen(ina219, times[:1], [["once"]]) == 0
+    # What has nothing to do with the power does not count, nor when it was asked.
+    rows = [["5", "4000000", "Discharging", str(second % 2)] for second in range(60)]
+    assert seen(KINDS["battery"].meter(), times, rows) == 59 * SECOND
+    slow = [[odpm_text(1e5 * (s // 4), 1000 * (s // 4)) + f"t={s}"] for s in range(60)]
+    assert seen(odpm(), times, slow) == 4 * SECOND
 
 
 def test_a_slow_gauge_is_found_out_unless_somebody_knows_it():
