@@ -391,6 +391,19 @@ def test_the_material_is_in_the_order_asked_for(root: Path):
     assert len(complete.counted["latency"]) == 15
 
 
+def test_runs_of_a_refused_trial_do_not_count_however_good_they_are(tmp_path: Path):
+    steady = [showcase.run_of(n, 2e6) for n in range(5)]
+    with Store(tmp_path / "store.db") as store:
+        store.put_artifact(builders.artifact(sha256="1" * 64), builders.parity())
+        showcase.add_trial(store, showcase.trial_of("1" * 64, "onnx"), steady, "refused", "drift")
+    (m,) = read_measurements(tmp_path)
+    (material,) = read_material(tmp_path, [m])
+    assert material.counted["latency"] == ()
+    section = Page(write_report(tmp_path).read_text()).section(id_of(m))
+    states = [row[6] for row in section.cells() if len(row) == 7][1:]
+    assert states == ["does not count: the measurement is refused"] * 5
+
+
 @needs_chromium
 def test_a_browser_draws_the_charts_of_the_page_its_address_names(
     root: Path, page: Page, tmp_path: Path

@@ -138,8 +138,9 @@ def _print_notes(found: Sequence[Measurement]) -> None:
         if m.status == "accepted":
             for remark in m.remarks:
                 _say(f"\N{DAGGER} {m.variant} {m.format}: {remark.text} ({remark.advice})")
+    accepted = [m for m in found if m.status == "accepted"]
     for what in ("app", "energy"):
-        for why in dict.fromkeys(m.unknown[what] for m in found if what in m.unknown):
+        for why in dict.fromkeys(m.unknown[what] for m in accepted if what in m.unknown):
             _say(f"{what} is unknown: {why}")
 
 

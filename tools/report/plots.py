@@ -139,7 +139,12 @@ def _histogram(wide: bool) -> dict[str, Any]:
             tooltip=["low:Q", "high:Q", "count:Q"],
         )
     )
-    return finished(_band("x", "ms") + bars + _line("x", "ms"), height=220)
+    label = (
+        _data("median")
+        .mark_text(align="left", baseline="top", dx=5, color="currentColor")
+        .encode(x=_end("x", "ms", "ms"), y=alt.value(0), text=alt.Text("ms:Q", format=".4"))
+    )
+    return finished(_band("x", "ms") + bars + _line("x", "ms") + label, height=220)
 
 
 def _medians() -> dict[str, Any]:
