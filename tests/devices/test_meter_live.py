@@ -174,7 +174,7 @@ def test_sign_and_scale_by_a_load_of_our_own(monkeypatch, tmp_path, lab):  # noq
         "current_ua": 1000,
     }
     assert "by a bench meter" in said.out
-    eventually(lambda: not busy(tmp_path))
+    assert eventually(lambda: not busy(tmp_path))
     # What is printed is what the device's entry takes.
     board = device(address="local:", meter=entry)
     facts = {"meters": [{**battery(), "path": str(gauge.folder)}]}
@@ -191,10 +191,10 @@ def test_a_load_ends_with_who_asked_for_it(tmp_path, ending):
         start_new_session=True,
     )
     try:
-        eventually(lambda: len(busy(tmp_path)) >= 3)
+        assert eventually(lambda: len(busy(tmp_path)) >= 3)
         process.send_signal(ending)
         process.wait(10)
-        eventually(lambda: not busy(tmp_path))
+        assert eventually(lambda: not busy(tmp_path))
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
