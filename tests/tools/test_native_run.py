@@ -207,7 +207,9 @@ def test_the_command_of_an_agent_that_is_killed_goes_with_it(agent, tiny_model, 
         [agent, plan], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as process:
         assert eventually(lambda: len(children(process.pid)) >= 3)
-        started = children(process.pid)
+        (sampler, *_) = started = children(process.pid)
+        standard = {str(Path(f"/proc/{sampler}/fd/{number}").readlink()) for number in range(3)}
+        assert standard == {"/dev/null"}  # a host may listen to its agent's errors, too
         os.kill(process.pid, signal.SIGKILL)
         assert process.stdout is not None
         process.stdout.read()

@@ -67,8 +67,8 @@ static void become(char **command, int output) {
     _exit(127);
 }
 
-/* What a command prints; nothing where it takes too long.  When the parent is gone meanwhile, so is
- * all of this. */
+/* What a command prints; nothing where it takes too long.  It and all that it has started is killed
+ * then, and when the parent is gone. */
 static void run_command(const struct meter *meter, int parent, struct text *text) {
     int ends[2];
     empty(text);
@@ -88,7 +88,6 @@ static void run_command(const struct meter *meter, int parent, struct text *text
             more = ready > 0 && (!what[0].revents || add_some(ends[0], text));
         }
         kill(-child, SIGKILL);
-        if (gone) _exit(0);
         while (waitpid(child, NULL, 0) < 0 && errno == EINTR) continue;
     }
     close(ends[0]);
@@ -124,7 +123,8 @@ static void give_up(const char *kind, const char *message) {
     _exit(1);
 }
 
-/* The child's own life; it never comes back. */
+/* The child's own life; it never comes back.  If the parent is dead, nobody takes what it has to say,
+ * and saying it ends it (SIGPIPE). */
 static void sample(const struct meter *meter, int parent) {
     struct readings readings = {0};
     struct pollfd what = {.fd = parent, .events = POLLIN};
@@ -140,7 +140,6 @@ static void sample(const struct meter *meter, int parent) {
         int64_t late = now_ns() - due;
         due += (late / meter->period_ns + 1) * meter->period_ns;
     } while (!poll_until(&what, 1, due));
-    if (what.revents & POLLHUP) _exit(0);
     read_all(meter, parent, &readings); /* one after the end of what is looked at */
     struct text line = {0};
     append(&line, "{\"event\":\"power\",\"at_ns\":[");
