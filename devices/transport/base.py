@@ -146,18 +146,24 @@ class LineSplitter:
 
     def __init__(self, sink: LineSink | None) -> None:
         self._sink = sink
-        self._rest = b""
+        # In pieces: joining them at each chunk would take forever on a line of many megabytes.
+        self._rest: list[bytes] = []
 
     def feed(self, chunk: bytes) -> None:
         """Take the next bytes of the stream."""
         if self._sink is None:
             return
-        *lines, self._rest = (self._rest + chunk).split(b"\n")
-        for line in lines:
-            self._sink(line.decode(errors="replace"))
+        ends, separator, rest = chunk.rpartition(b"\n")
+        if separator:
+            lines = b"".join([*self._rest, ends]).split(b"\n")
+            self._rest = []
+            for line in lines:
+                self._sink(line.decode(errors="replace"))
+        if rest:
+            self._rest.append(rest)
 
     def finish(self) -> None:
         """The stream ended: hand over a last line that has no newline."""
         if self._sink is not None and self._rest:
-            self._sink(self._rest.decode(errors="replace"))
-            self._rest = b""
+            self._sink(b"".join(self._rest).decode(errors="replace"))
+            self._rest = []
