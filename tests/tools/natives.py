@@ -9,9 +9,12 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from devices.agent.native import compiled
+from devices.agent.native import compiled, runtime_libraries
 
+Events = list[dict[str, Any]]
 HERE = platform.machine()
+#: The C library of ONNX Runtime on this machine.
+ORT = str(runtime_libraries().get("onnxruntime"))
 HOST_CC = shutil.which("cc")
 SANITIZERS = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
@@ -23,13 +26,18 @@ def watched(program: Path) -> str:
     return done.stderr if done.returncode else ""
 
 
-def run(*words: str | Path, env: dict[str, str] | None = None) -> tuple[int, Any, str]:
+def run(*words: str | Path, env: dict[str, str] | None = None) -> tuple[int, Events, str]:
     """An agent's exit code, its events and what else was said."""
     done = subprocess.run(
         [str(word) for word in words], capture_output=True, timeout=60, check=False, env=env
     )
     events = [json.loads(line) for line in done.stdout.decode().splitlines()]
     return done.returncode, events, done.stderr.decode(errors="replace")
+
+
+def of(events: Events, name: str) -> Events:
+    """The events of this name."""
+    return [event for event in events if event["event"] == name]
 
 
 def library_of(folder: Path, code: str) -> Path:
