@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.overview import Overview, overview, rows
 from profiles import units
-from profiles.records import Condition, Figure
+from profiles.records import Condition, Figure, Reason
 from tests import showcase
 from tests.measurements import measurement
 from tests.tools.conftest import Lab
@@ -53,13 +53,14 @@ def test_the_overview_keeps_to_80_columns(root: Path, capsys: pytest.CaptureFixt
 def test_the_overview_explains_what_is_missing(root: Path, capsys: pytest.CaptureFixture[str]):
     print_overview(overview(root))
     said = words(capsys.readouterr().out)
-    for row in overview(root).rows:
-        m = row.measurement
+    found = [row.measurement for row in overview(root).rows]
+    remarks = {f"{m.variant} {m.format}": m.remarks for m in found}
+    for m in found:
         if m.status != "accepted":
             assert f"{m.variant} {m.format} is {m.status}: {m.reason}" in said
-        else:
-            for remark in m.remarks:
-                assert f"† {m.variant} {m.format}: {remark.text} ({remark.advice})" in said
+    for name, code in (("fp32 onnx", "not-stationary"), ("fp32 tflite", "foreign-load")):
+        (remark,) = [r for r in remarks[name] if r.code == code]
+        assert f"† {code} of {name}: {remark.text} ({remark.advice})" in said
     assert "energy is unknown: board tells no power: no meter" in said
 
 
@@ -160,3 +161,12 @@ def test_a_beginning_of_several_trials_is_a_mistake(
     said = lab("results", "ab", "-w", root)
     assert said.code == 2
     assert "2 measurements begin with 'ab'" in said.problem
+
+
+def test_a_remark_on_many_is_said_once(capsys: pytest.CaptureFixture[str]):
+    busy = Reason("foreign-load", "2 of 3 runs concerned", "end it")
+    found = [measurement(variant=name, remarks=(busy, busy)) for name in ("fp32", "int8")]
+    print_overview(Overview("net", tuple(rows(found)), {}))
+    said = words(capsys.readouterr().out)
+    assert said.count("2 of 3 runs concerned") == 1
+    assert "† foreign-load of fp32 onnx, int8 onnx: 2 of 3 runs concerned (end it)" in said

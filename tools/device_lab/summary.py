@@ -134,11 +134,12 @@ def _print_notes(found: Sequence[Measurement]) -> None:
     for m in found:
         if m.status != "accepted":
             _say(f"{m.variant} {m.format} is {m.status}: {m.reason or 'it goes on'}")
-    for m in found:
-        if m.status == "accepted":
-            for remark in m.remarks:
-                _say(f"\N{DAGGER} {m.variant} {m.format}: {remark.text} ({remark.advice})")
     accepted = [m for m in found if m.status == "accepted"]
+    for code in dict.fromkeys(remark.code for m in accepted for remark in m.remarks):
+        told = [(m, remark) for m in accepted for remark in m.remarks if remark.code == code]
+        names = ", ".join(dict.fromkeys(f"{m.variant} {m.format}" for m, _ in told))
+        first = told[0][1]
+        _say(f"\N{DAGGER} {code} of {names}: {first.text} ({first.advice})")
     for what in ("app", "energy"):
         for why in dict.fromkeys(m.unknown[what] for m in accepted if what in m.unknown):
             _say(f"{what} is unknown: {why}")

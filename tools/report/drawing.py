@@ -24,9 +24,10 @@ MOST_POINTS = 1_500
 #: A range of latencies wider than this factor is drawn on a logarithmic scale.
 _WIDE = 2.0
 #: A call far above what its run's calls usually take is drawn at the chart's edge, as this kind:
-#: so many interquartile ranges above all but the slowest twentieth.
+#: so many interquartile ranges above the highest level that lasts for some calls.
 BEYOND = "off the scale"
 _FAR = 3.0
+_LASTS = 10
 NOT_COUNTED = -1
 COLOURS = 6
 _NS_PER_S = 1_000_000_000
@@ -117,8 +118,10 @@ def _edge_ns(runs: Sequence[Samples]) -> float:
     reaches = [0.0]
     for samples in runs:
         if len(samples):
-            quarter, three_quarters, most = np.percentile(samples, [25, 75, 95])
-            reach = most + _FAR * (three_quarters - quarter)
+            quarter, three_quarters = np.percentile(samples, [25, 75])
+            stretches = np.array_split(samples, max(len(samples) // _LASTS, 1))
+            level = max(three_quarters, *(float(np.median(part)) for part in stretches))
+            reach = level + _FAR * (three_quarters - quarter)
             reaches.append(float(min(reach, samples.max())))
     return max(reaches) or float("inf")
 

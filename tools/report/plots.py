@@ -142,7 +142,7 @@ def _histogram(wide: bool) -> dict[str, Any]:
     label = (
         _data("median")
         .mark_text(align="left", baseline="top", dx=5, color="currentColor")
-        .encode(x=_end("x", "ms", "ms"), y=alt.value(0), text=alt.Text("ms:Q", format=".4"))
+        .encode(x=_end("x", "ms", "ms"), y=alt.value(0), text=alt.Text("ms:Q", format=".3"))
     )
     return finished(_band("x", "ms") + bars + _line("x", "ms") + label, height=220)
 
