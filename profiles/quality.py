@@ -30,6 +30,8 @@ FOREIGN_SHARE = 0.25
 #: The processors' counters count in steps of this, in ms, for each core.
 #: Source: proc(5), /proc/stat: units of USER_HZ, 1/100 of a second.
 TICK_MS = 10
+#: What is timed for less than this cannot be judged by such counters; the whole process can.
+LEAST_MS = 10 * TICK_MS
 
 #: What a kind of trial is there to show is no reason against it.
 _SHOWN: Mapping[TrialKind, frozenset[ReasonCode]] = {
@@ -181,29 +183,38 @@ def _near(one: float, other: float) -> bool:
 
 
 def _foreign_load(run: Run) -> Reason | None:
-    warm, after = _part(run, "warm"), _part(run, "after")
-    elapsed_ms = (_spent(warm, after, "at_ns") or 0) / 1e6
+    begin, end = _watched(run)
+    elapsed_ms = (_spent(begin, end, "at_ns") or 0) / 1e6
     if elapsed_ms <= 0:
         return None
     cores = _part(run, "preflight").get("device", {}).get("cores")
     limit = _limits(run).get("foreign_load_cores")
     if limit is None and cores:
         limit = FOREIGN_SHARE * cores
-    busy, own = _spent(warm, after, "busy_ms"), _spent(warm, after, "own_ms")
+    busy, own = _spent(begin, end, "busy_ms"), _spent(begin, end, "own_ms")
+    coarse_ms = TICK_MS * (cores or 1)
     if None not in (busy, own, limit):
-        foreign = max(busy - own - TICK_MS * (cores or 1), 0) / elapsed_ms
+        foreign = max(busy - own - coarse_ms, 0) / elapsed_ms
         if foreign > limit:
             text = f"others kept {foreign:.2g} cores busy while it was timed, not at most {limit:g}"
             return Reason("foreign-load", text, _ALONE)
-    waited = (_spent(warm, after, "waited_ms") or 0) / elapsed_ms
+    # One turn of another, or a step of the counter, is no load.
+    waited = ((_spent(begin, end, "waited_ms") or 0) - TICK_MS) / elapsed_ms
     if waited > WAITED_SHARE:
         text = f"its threads waited for a processor for {100 * waited:.0f} % of the time"
         return Reason("foreign-load", text, _ALONE)
-    stolen = ((_spent(warm, after, "stolen_ms") or 0) - TICK_MS * (cores or 1)) / elapsed_ms
+    stolen = ((_spent(begin, end, "stolen_ms") or 0) - coarse_ms) / elapsed_ms
     if stolen > WAITED_SHARE:
         text = f"the hypervisor took its processors away for {100 * stolen:.0f} % of the time"
         return Reason("foreign-load", text, "measure where no other virtual machines run")
     return None
+
+
+def _watched(run: Run) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Readings before and after what is judged: the timed part, or where it is short, all of it."""
+    before, warm, after = (_part(run, when) for when in ("before", "warm", "after"))
+    timed_ms = (_spent(warm, after, "at_ns") or 0) / 1e6
+    return (before if timed_ms < LEAST_MS and "at_ns" in before else warm), after
 
 
 def _not_stationary(runs: Sequence[Run], kind: TrialKind) -> Reason | None:
@@ -236,6 +247,6 @@ def _tolerated(run: Run) -> frozenset[ReasonCode]:
     return frozenset(_limits(run).get("tolerate") or ())
 
 
-def _spent(warm: Mapping[str, Any], after: Mapping[str, Any], name: str) -> Any:
-    """How far a counter went on while it was timed; ``None`` where it is not told."""
-    return after[name] - warm[name] if name in warm and name in after else None
+def _spent(begin: Mapping[str, Any], end: Mapping[str, Any], name: str) -> Any:
+    """How far a counter went on meanwhile; ``None`` where it is not told."""
+    return end[name] - begin[name] if name in begin and name in end else None

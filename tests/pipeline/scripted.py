@@ -90,17 +90,24 @@ def watch(
     made: Bench,
     monkeypatch: pytest.MonkeyPatch,
     trouble: Callable[[dict[str, Any]], None] = lambda plan: None,
+    afterwards: Callable[[dict[str, Any]], None] = lambda plan: None,
 ) -> None:
-    """Keep the plan of each run that is asked for; ``trouble`` may raise before it begins."""
+    """Keep the plan of each run that is asked for.
+
+    ``trouble`` may break a run before it begins, ``afterwards`` once it has said everything.
+    """
     connect = Device.connect
 
     class Watched(ScriptedTransport):
         def run(self, argv: Sequence[str], **options: Any) -> Completed:
-            if options.get("on_line") is not None:
-                plan = json.loads((self._home / argv[-1]).read_text())
-                made.asked.append(plan)
-                trouble(plan)
-            return super().run(argv, **options)
+            if options.get("on_line") is None:
+                return super().run(argv, **options)
+            plan = json.loads((self._home / argv[-1]).read_text())
+            made.asked.append(plan)
+            trouble(plan)
+            done = super().run(argv, **options)
+            afterwards(plan)
+            return done
 
     def connecting(device: Device) -> Watched:
         inner = connect(device)

@@ -328,7 +328,7 @@ def outcome(store: Path) -> list[Any]:
 
 
 def measure_until(made: Bench, runs_left: int, wanted: Measure, together: bool) -> bool:
-    """Measure in a process that is killed in the middle of its n-th run; whether it was."""
+    """Measure in a process that is killed before its n-th run is stored; whether it was."""
     child = os.fork()
     if child == 0:
         patch = pytest.MonkeyPatch()
@@ -338,7 +338,7 @@ def measure_until(made: Bench, runs_left: int, wanted: Measure, together: bool) 
             if next(left) == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        watch(made, patch, kill)
+        watch(made, patch, afterwards=kill)
         try:
             made.measure(wanted, together=together)
         finally:
@@ -367,3 +367,7 @@ def test_killed_again_and_again_it_stops_at_the_same(tmp_path, together):
         deaths += 1
     assert deaths >= 2
     assert outcome(killed.store) == outcome(calm.store)
+    with Store(killed.store) as store:  # what was said before each death is kept
+        broken = [run for trial in store.trials() for run in trial.runs if not run.complete]
+    assert len(broken) >= deaths
+    assert all(len(run.samples_ns) for run in broken)

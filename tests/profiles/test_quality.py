@@ -152,6 +152,7 @@ def test_a_clock_that_moves_while_it_is_timed(khz, moved):
         ({"foreign_cores": 9.0, "cores": None}, False),
         # What the counters' steps may make of nothing is not a load.
         ({"foreign_cores": 2.0, "elapsed_ms": 20}, False),
+        ({"elapsed_ms": 20, "waited_ms": 10}, False),
         ({"waited_ms": 499}, False),
         ({"waited_ms": 600}, True),
         ({"stolen_ms": 500}, False),
@@ -168,6 +169,17 @@ def test_a_load_of_others_is_told_with_figures():
     assert "others kept 2.5 cores busy" in reason.text
     assert "not at most 1" in reason.text
     assert "waited for a processor for 12 %" in texts(watched(waited_ms=1200))
+
+
+@pytest.mark.parametrize(("elapsed_ms", "refused"), [(99, True), (101, False)])
+def test_a_timed_part_too_short_for_the_counters_is_judged_by_the_whole_process(
+    elapsed_ms, refused
+):
+    run = watched(elapsed_ms=elapsed_ms)
+    warm = run.environment["warm"]
+    second_ago = {"at_ns": warm["at_ns"] - 10**9, "busy_ms": warm["busy_ms"] - 3_000}
+    run.environment["before"] = {**warm, **second_ago}
+    assert codes(judge_run(run, PLAN)) == (["foreign-load"] if refused else [])
 
 
 def test_counters_that_are_not_told_are_no_reason():

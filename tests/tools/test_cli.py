@@ -27,6 +27,7 @@ from profiles.store import Store
 from tests.projects import (
     DEVICE_LAB,
     SEARCH,
+    TOLERATE,
     Project,
     device_lab,
     environment,
@@ -46,6 +47,8 @@ pytestmark = pytest.mark.filterwarnings(
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "pydantic", "sqlalchemy", "onnxruntime", "nncf", "executorch", "scipy", "altair")
+#: Of a machine that does other things, too.
+TOLERANT = [word for code in TOLERATE for word in ("--tolerate", code)]
 
 
 def commands() -> Iterator[list[str]]:
@@ -445,14 +448,15 @@ def test_each_stage_alone_on_files(lab: Lab, files: Path, tmp_path: Path):
     inventory = tmp_path / "devices.yaml"
     inventory.write_text(json.dumps({"devices": [local_device(tmp_path / "board")]}))
     arguments = [model, plain, "-d", "board", "-i", inventory, "-w", tmp_path / "work"]
-    arguments += ["--runs", 3, "--iterations", 5]
+    arguments += ["--runs", 3, "--iterations", 5, *TOLERANT]
     said = lab("measure", *arguments, "--json")
     assert said.code == 0, said.err
     rows = {row["model"]: row for row in json.loads(said.out)}
     assert rows.keys() == {"int8", "fp32"}
     for row in rows.values():
         assert row.keys() >= FIELDS
-        assert (row["n"], row["runs"], row["status"]) == (15, 3, "accepted")
+        assert 3 <= row["runs"] <= 9
+        assert (row["n"], row["status"]) == (5 * row["runs"], "accepted")
         assert row["parity"] is None
         assert row["transport"] == "local"
         assert not row["emulated"]
@@ -647,14 +651,14 @@ def test_once_the_runtime_is_there_the_same_command_measures(
     lab: Lab, onnx_file: Path, tmp_path: Path, bare_python: str
 ):
     arguments = [onnx_file, "-d", "board", "-i", tmp_path / "devices.yaml", "-w", tmp_path]
-    arguments += ["--runs", "3", "--iterations", "5", "--json"]
+    arguments += ["--runs", "3", "--iterations", "5", "--json", *TOLERANT]
     write_inventory(tmp_path, local_device(tmp_path / "board", python=bare_python))
     assert lab("measure", *arguments).code == 1
     write_inventory(tmp_path, local_device(tmp_path / "board"))
     said = lab("measure", *arguments)
     assert said.code == 0, said.err
     (row,) = json.loads(said.out)
-    assert (row["status"], row["reason"], row["runs"]) == ("accepted", "", 3)
+    assert (row["status"], row["reason"]) == ("accepted", "")
 
 
 def test_a_python_that_is_none_says_so(lab: Lab, onnx_file: Path, tmp_path: Path):

@@ -29,6 +29,15 @@ class Method(StrEnum):
     sparse = "sparse"
 
 
+class Tolerance(StrEnum):
+    """What data need not be refused for, on the command line."""
+
+    throttled = "throttled"
+    frequency = "frequency"
+    foreign_load = "foreign-load"
+    not_stationary = "not-stationary"
+
+
 Program = Annotated[
     Path, typer.Argument(metavar="MODEL.pt2", help="A program saved by torch.export.save.")
 ]
@@ -87,9 +96,12 @@ def measure(
     device: Annotated[str, typer.Option("--device", "-d", help="Id of the device.")],
     inventory: Inventory = Path("devices.yaml"),
     workspace: WorkspaceFolder = Path("workspace"),
-    runs: Annotated[int, typer.Option(min=3, help="Fresh processes per artifact.")] = 5,
+    runs: Annotated[int, typer.Option(min=3, help="Fresh processes each, at least.")] = 5,
     iterations: Annotated[int, typer.Option(min=1, help="Timed calls per run.")] = 200,
     threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime.")] = 1,
+    tolerate: Annotated[
+        list[Tolerance] | None, typer.Option(help="Only remark upon what would refuse data.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure artifact files on a device, interleaved; files measured before are not again.
@@ -102,7 +114,12 @@ def measure(
         from pipeline.files import measure_files
         from profiles.recipe import Measure
 
-        settings = Measure(runs=runs, iterations=iterations, threads=(threads,))
+        settings = Measure(
+            runs=runs,
+            iterations=iterations,
+            threads=(threads,),
+            tolerate=tuple(each.value for each in tolerate or ()),
+        )
         found = measure_files(artifacts, device, inventory, workspace, settings, show)
     if as_json:
         print_json(found)
