@@ -86,10 +86,10 @@ def test_a_whole_device_that_varies_between_nights_is_no_regression():
 def test_a_new_night_of_few_runs_is_given_its_own_doubt():
     random = np.random.default_rng(15)
     alarms = 0
-    for _ in range(200):
+    for _ in range(120):
         cases = [dataclasses.replace(case, night=case.night[:3]) for case in nights(random)]
         alarms += any(change.outcome != "undecided" for change in regressions(cases))
-    assert alarms / 200 < 0.06
+    assert alarms / 120 < 0.06
 
 
 # Verdicts

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from profiles.records import Plan
 from tools.bench.coverage import (
     METHODS,
     SPREADS,
+    Kept,
     World,
     compare_methods,
     normal,
@@ -23,10 +26,15 @@ PLAN = Plan(iterations=40)
 LOW, HIGH = 0.93, 0.97
 
 
+@cache
+def campaigns(spread: float, q: float = 0.5) -> tuple[dict[str, Kept | None], float]:
+    """Two thousand, with heavy tails and spikes within the runs."""
+    return with_stopping(World(normal(spread), restless), PLAN, 2000, q=q)
+
+
 @pytest.mark.parametrize("spread", SPREADS)
 def test_intervals_cover_the_truth_with_stopping_on(spread):
-    """Heavy tails and spikes within the runs; from 0 to 5 % between them."""
-    kept, made = with_stopping(World(normal(spread), restless), PLAN, 2000)
+    kept, made = campaigns(spread)
     assert LOW <= kept["two-stage"].coverage <= HIGH
     assert 5 <= made <= 15
     if spread >= 0.01:
@@ -34,13 +42,13 @@ def test_intervals_cover_the_truth_with_stopping_on(spread):
 
 
 def test_stopping_happens_and_would_mislead_who_forgets_about_it():
-    kept, made = with_stopping(World(normal(0.03), restless), PLAN, 2000)
+    kept, made = campaigns(0.03)
     assert 8 < made < 14
     assert kept["all runs"].coverage < kept["two-stage"].coverage - 0.01
 
 
 def test_the_90th_percentile_is_covered_too():
-    kept, _ = with_stopping(World(normal(0.03), restless), PLAN, 2000, q=0.9)
+    kept, _ = campaigns(0.03, q=0.9)
     assert LOW <= kept["two-stage"].coverage <= HIGH
 
 
