@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -196,13 +197,18 @@ def test_commands_that_do_not_end(watched_agent, tiny_model: TinyModel, tmp_path
     assert not any(alive(pid) for pid in pids)
 
 
-def test_readings_that_come_too_late_are_left_out(agent, tiny_model: TinyModel, tmp_path):
-    """The next one waits for its turn, two periods after the last."""
-    sampling = {"command": ["sleep", "0.05"], "period_ns": 45_000_000}
-    _, events, _ = run(agent, energy_plan(tmp_path, tiny_model.plan_job(), **sampling))
+def test_readings_that_take_long(agent, tiny_model: TinyModel, tmp_path):
+    """The time of one is its middle; the next waits for its turn, two periods after the last."""
+    words = ["sh", "-c", "cat /proc/uptime; exec sleep 0.2"]
+    plan = energy_plan(tmp_path, tiny_model.plan_job(), command=words, period_ns=150_000_000)
+    _, events, _ = run(agent, plan)
     (power,) = of(events, "power")
     steps = [later - earlier for earlier, later in pairwise(power["at_ns"])]
-    assert median(steps) > 75_000_000
+    assert median(steps) > 260_000_000
+    asleep_s = time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()
+    begun_s = [float(text.split()[0]) - asleep_s for (text,) in power["values"]]
+    into_s = [at / 1e9 - begun for at, begun in zip(power["at_ns"], begun_s, strict=True)]
+    assert median(into_s) > 0.05
 
 
 def test_the_command_of_an_agent_that_is_killed_goes_with_it(agent, tiny_model, tmp_path):
