@@ -150,7 +150,7 @@ def _swapped(word: int) -> int:
 
 @contextmanager
 def serve(image: Image, folder: Path) -> Iterator[PowerBoard]:
-    """Start the board, see that it has its sensors, and end it on any way out.
+    """Start the board, connect to it, and end both on any way out.
 
     Args:
         image: of :data:`POWER_BOARD`.
