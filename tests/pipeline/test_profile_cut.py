@@ -89,9 +89,11 @@ def test_blocks_are_the_networks_own_modules_and_compute_the_same(programs, name
     assert all(len(block.reads) == len(block.gives) == 1 for block in parts.blocks)
 
 
-def test_kinds_are_classes_of_modules(programs):
-    kinds = [block.kind for block in cut(programs["resnet20"], (tensor(),)).blocks]
-    assert kinds == ["Conv2d", *["BasicBlock"] * 9, "Linear"]
+def test_kinds_are_classes_and_pooling_belongs_to_the_layer_behind(programs):
+    blocks = cut(programs["resnet20"], (tensor(),)).blocks
+    assert [block.kind for block in blocks] == ["Conv2d", *["BasicBlock"] * 9, "Linear"]
+    assert blocks[-1].inputs[0].shape == (1, 64, 8, 8)
+    assert blocks[1].inputs[0].min() == 0, "the activation is not with its convolution"
 
 
 @pytest.mark.parametrize(("depth", "count"), [(1, 3), (3, 8), (4, 20)])
