@@ -215,9 +215,7 @@ def test_the_command_of_an_agent_that_is_killed_goes_with_it(agent, tiny_model, 
     """With all that it has started: what still measures would hold a sensor, or a port."""
     words = ["sh", "-c", "sleep 600 & wait"]
     plan = energy_plan(tmp_path, tiny_model.plan_job(), command=words, period_ns=600 * 10**9)
-    with subprocess.Popen(
-        [agent, plan], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    ) as process:
+    with subprocess.Popen([agent, plan], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert eventually(lambda: len(children(process.pid)) >= 3)
         (sampler, *_) = started = children(process.pid)
         standard = {str(Path(f"/proc/{sampler}/fd/{number}").readlink()) for number in range(3)}
