@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -45,15 +46,17 @@ SEARCH = """
 search:
   supernet: mymodel:elastic
   train: {epochs: 1}
-  measure: {runs: 3, iterations: 20, warmup_seconds: 0}
+  measure:
+    {runs: 3, iterations: 20, warmup_seconds: 0, tolerate: [foreign-load, not-stationary]}
   population: 4
   generations: 2
   candidates: 2
 """
+TOLERANT = "tolerate: [foreign-load, not-stationary]"  # the machine of a test is not its own
 # The README's settings are a user's; these are the same with less of everything.
 SMALLER = {
     "formats: [executorch, onnx, tflite]": "formats: [onnx]",
-    "{runs: 5, iterations: 200, threads: [1, 4]}": "{runs: 3, iterations: 20}",
+    "{runs: 5, iterations: 200, threads: [1, 4]}": f"{{runs: 3, iterations: 20, {TOLERANT}}}",
     "ssh://pi@192.0.2.7     # or local: for this machine": "'local:'",
     "key_file: ~/.ssh/id_ed25519     # optional: else your agent and default keys": "",
     "edge/bin/python         # on the board": f"{sys.executable}\n    root: ROOT",
@@ -96,11 +99,31 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "from pathlib import Path; from pipeline.model import save_program, trace;"
         "from pipeline.export import write_artifact; m = mymodel.build().eval();"
         "save_model(m, 'mymodel.safetensors'); p = trace(m, torch.zeros(1, 3, 8, 8));"
-        "save_program(p, Path('model.pt2')); write_artifact(p, 'onnx', Path('model.onnx'))"
+        "save_program(p, Path('model.pt2')); write_artifact(p, 'onnx', Path('model.onnx'));"
+        "write_artifact(p, 'onnx', Path('old.onnx')); torch.manual_seed(1);"
+        "p = trace(mymodel.build().eval(), torch.zeros(1, 3, 8, 8));"
+        "write_artifact(p, 'onnx', Path('new.onnx'))"
     )
     environment = {**os.environ, "PYTHONPATH": str(folder)}
     subprocess.run([sys.executable, "-c", script], cwd=folder, env=environment, check=True)
     return folder
+
+
+def as_here(command: str, project: Path) -> list[str]:
+    """The words of a command, with what a test on one machine cannot have."""
+    if "night1" in command:  # workspaces of other nights
+        for night in range(1, 5):
+            shutil.copytree(project / "work", project / f"night{night}", dirs_exist_ok=True)
+    # A verdict takes more runs than a README's test has time for, and a machine of its own.
+    little = {"new.onnx": " --rounds 3 --iterations 20", "profile": " --runs 3 --iterations 20"}
+    for word, options in {**little, "measure": ""}.items():
+        if word in command.partition(" --")[0]:
+            command += f"{options} --tolerate foreign-load --tolerate not-stationary"
+    return shlex.split(command)[1:]
+
+
+#: The phone of the README is not there; tests of its own calibrate a battery.
+ELSEWHERE = {"device-lab devices calibrate-meter pixel --reference-mw 4100": "no device 'pixel'"}
 
 
 @pytest.mark.slow
@@ -116,14 +139,19 @@ def test_every_command_of_the_readme_works_in_its_order(project: Path, phone: Ph
     assert len(commands()) >= 15
     for command in commands():
         done = subprocess.run(
-            [DEVICE_LAB, *shlex.split(command)[1:]],
+            [DEVICE_LAB, *as_here(command, project)],
             cwd=project,
             env=environment,
             capture_output=True,
             text=True,
             check=False,
         )
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        if command in ELSEWHERE:
+            assert ELSEWHERE[command] in done.stderr
+            continue
+        # Of two builds that are the same one may be called slower by chance: that is no failure.
+        fine = (0, 1) if " compare " in command else (0,)
+        assert done.returncode in fine, f"{command}\n{done.stdout}\n{done.stderr}"
     assert "<html" in (project / "report.html").read_text()[:200]
 
 

@@ -13,7 +13,7 @@ from profiles import units
 from profiles.errors import UsageError
 from tools.device_lab.output import WIDTH, print_json, print_table, progress
 from tools.device_lab.running import AsJson, WorkspaceFolder
-from tools.device_lab.stages import Inventory
+from tools.device_lab.stages import Inventory, Tolerate, codes
 
 if TYPE_CHECKING:
     from pipeline.compare import Comparison
@@ -39,6 +39,7 @@ def compare(
     rounds: Annotated[int, typer.Option(min=3, help="Runs of each of two files.")] = 12,
     iterations: Annotated[int, typer.Option(min=1, help="Timed calls per run.")] = 200,
     threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime.")] = 1,
+    tolerate: Tolerate = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare two files, measured in turns, or a workspace with those of earlier visits.
@@ -60,7 +61,9 @@ def compare(
                 raise UsageError("name two files or a baseline, not both")
             if len(files) != 2 or device is None:
                 raise UsageError("two files are compared on a device", "BEFORE NOW --device ID")
-            settings = Measure(runs=rounds, iterations=iterations, threads=(threads,))
+            settings = Measure(
+                runs=rounds, iterations=iterations, threads=(threads,), tolerate=codes(tolerate)
+            )
             pair = (files[0], files[1])
             found = [compare_files(pair, device, inventory, workspace, settings, show)]
         elif baseline is None:

@@ -10,7 +10,7 @@ import typer
 from profiles import units
 from tools.device_lab.output import complain, print_json, print_table, progress
 from tools.device_lab.running import AsJson, WorkspaceFolder
-from tools.device_lab.stages import Format, Inventory, Program
+from tools.device_lab.stages import Format, Inventory, Program, Tolerate, codes
 
 if TYPE_CHECKING:
     from pipeline.profile.record import BlockCost, BlockProfile, OperatorProfile
@@ -40,6 +40,7 @@ def profile(
     runs: Annotated[int, typer.Option(min=3, help="Fresh processes.")] = 5,
     iterations: Annotated[int, typer.Option(min=1, help="Timed calls per block and run.")] = 200,
     threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime.")] = 1,
+    tolerate: Tolerate = None,
     as_json: AsJson = False,
 ) -> None:
     """Cut a network along its modules, and measure each block on a device.
@@ -50,7 +51,9 @@ def profile(
         from pipeline.profile.flow import profile_file
         from profiles.recipe import Measure
 
-        settings = Measure(runs=runs, iterations=iterations, threads=(threads,))
+        settings = Measure(
+            runs=runs, iterations=iterations, threads=(threads,), tolerate=codes(tolerate)
+        )
         found = profile_file(
             program,
             format_.value,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,9 @@ from tools.device_lab.output import print_json, progress
 from tools.device_lab.running import AsJson, WorkspaceFolder
 
 Inventory = Annotated[Path, typer.Option("--inventory", "-i", help="The devices.yaml.")]
+
+if TYPE_CHECKING:
+    from profiles.recipe import Tolerable
 
 
 class Format(StrEnum):
@@ -36,6 +39,16 @@ class Tolerance(StrEnum):
     frequency = "frequency"
     foreign_load = "foreign-load"
     not_stationary = "not-stationary"
+
+
+Tolerate = Annotated[
+    list[Tolerance] | None, typer.Option(help="Only remark upon what would refuse data.")
+]
+
+
+def codes(tolerate: list[Tolerance] | None) -> tuple[Tolerable, ...]:
+    """The same as a recipe names them."""
+    return tuple(each.value for each in tolerate or ())
 
 
 Program = Annotated[
@@ -99,9 +112,7 @@ def measure(
     runs: Annotated[int, typer.Option(min=3, help="Fresh processes each, at least.")] = 5,
     iterations: Annotated[int, typer.Option(min=1, help="Timed calls per run.")] = 200,
     threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime.")] = 1,
-    tolerate: Annotated[
-        list[Tolerance] | None, typer.Option(help="Only remark upon what would refuse data.")
-    ] = None,
+    tolerate: Tolerate = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure artifact files on a device, interleaved; files measured before are not again.
@@ -118,7 +129,7 @@ def measure(
             runs=runs,
             iterations=iterations,
             threads=(threads,),
-            tolerate=tuple(each.value for each in tolerate or ()),
+            tolerate=codes(tolerate),
         )
         found = measure_files(artifacts, device, inventory, workspace, settings, show)
     if as_json:
