@@ -31,6 +31,14 @@ def statistics(m: Measurement) -> Rows:
     ]
 
 
+def second_opinion(interval: tuple[float, float] | None) -> Rows:
+    """What the hierarchical bootstrap says of the median; empty where it says nothing."""
+    if interval is None:
+        return []
+    drawn = "runs and calls drawn again: no distribution is assumed"
+    return [("median, bootstrap", units.format_interval_ms(interval), f"95 %; {drawn}")]
+
+
 def energy(m: Measurement) -> Rows:
     """What one call takes."""
     e = m.energy

@@ -10,15 +10,17 @@ import numpy as np
 
 from pipeline.overview import Material, Row
 from profiles import units
+from profiles.bootstrap import studentised_interval
 from profiles.quality import judge_run
-from profiles.records import Run, Trial
+from profiles.records import Measurement, Run, Trial
 from tools.report import environment
 from tools.report.charts import script_safe
 from tools.report.drawing import drawing
-from tools.report.figures import Rows, sections
+from tools.report.figures import Rows, second_opinion, sections
 from tools.report.plots import TABLES
 
 _KEY = 12
+_RESAMPLES = 5_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,7 @@ def _page(key: str, rows: tuple[Row, ...], material: Material) -> Page:
         key=key,
         title=f"{names} {m.format}{where}",
         rows=rows,
-        sections=sections(m),
+        sections=_sections(m, counted),
         charts=tuple(_charts(drawn.data, drawn.wide, _said(drawn.drawn, drawn.calls))),
         runs=[_run(run, trial, counted) for run in trial.runs] if trial else [],
         settings=environment.settings(trial, told) if trial else [],
@@ -95,6 +97,16 @@ def _page(key: str, rows: tuple[Row, ...], material: Material) -> Page:
         shares=environment.shares(told),
         data=script_safe(drawn.data),
     )
+
+
+def _sections(m: Measurement, counted: Sequence[Run]) -> list[tuple[str, Rows]]:
+    """The figures, with a second opinion on the first of them."""
+    found = sections(m)
+    if m.median_ns is None:
+        return found
+    interval = studentised_interval([run.samples_ns for run in counted], resamples=_RESAMPLES)
+    heading, rows = found[0]
+    return [(heading, [rows[0], *second_opinion(interval), *rows[1:]]), *found[1:]]
 
 
 def _said(drawn: int, calls: int) -> str:
