@@ -12,6 +12,8 @@ import pytest
 from pipeline.overview import read_material, read_measurements
 from pipeline.profile.record import write_profile
 from profiles import units
+from profiles.bootstrap import studentised_interval
+from profiles.quality import counting_runs
 from profiles.records import Measurement, Trial
 from profiles.store import Store
 from tests import builders, showcase
@@ -79,6 +81,15 @@ def test_figures_are_those_of_the_measurement(root: Path, page: Page):
         (median,) = page.data(f"data-{id_of(m)}")["median"]
         assert median[1] == pytest.approx((m.median_ns or 0) / 1e6, rel=1e-5)
         assert (median[0], median[2]) == pytest.approx([ns / 1e6 for ns in m.ci95_ns or ()], 1e-5)
+
+
+def test_the_median_has_a_second_opinion(root: Path, page: Page):
+    m = found(root, "fp32", "onnx")
+    rows = {row[0]: row[1] for row in page.section(id_of(m)).cells() if len(row) == 3}
+    runs = [run.samples_ns for run in counting_runs(trial_of(root, m))]
+    assert rows["median, bootstrap"] == units.format_interval_ms(
+        studentised_interval(runs, resamples=5_000)
+    )
 
 
 def test_p99_is_told_of_a_thousand_calls_and_more(root: Path, page: Page):
