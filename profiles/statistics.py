@@ -37,7 +37,6 @@ class Summary:
         p99_ns: 99th percentile of all samples; ``None`` with fewer than 1000.
         min_ns: the fastest call.
         mad_ns: median distance of a call from its own run's median.
-        p90_ci95_ns: 95 % interval of ``p90_ns``, as that of the median.
     """
 
     n: int
@@ -49,7 +48,6 @@ class Summary:
     p99_ns: float | None
     min_ns: float
     mad_ns: float
-    p90_ci95_ns: tuple[float, float] | None = None
 
     @property
     def relative_half_width(self) -> float | None:
@@ -97,7 +95,6 @@ def summarise(runs: Sequence[Samples], pilot: int | None = None) -> Summary:
         p99_ns=float(np.percentile(samples, 99)) if len(samples) >= FEWEST_FOR_P99 else None,
         min_ns=float(samples.min()),
         mad_ns=float(np.median(distances)),
-        p90_ci95_ns=two_stage_interval(tails, pilot),
     )
 
 

@@ -91,13 +91,6 @@ class OperatorProfile:
         """The part of the calls that is in no operator."""
         return self.whole_ns - self.sum_ns
 
-    def by_block(self) -> dict[str | None, float]:
-        """The operators' time in ns for each block, and under ``None`` what is of no block."""
-        found: dict[str | None, float] = {}
-        for operator in self.operators:
-            found[operator.block] = found.get(operator.block, 0.0) + operator.latency_ns
-        return found
-
 
 @dataclass(frozen=True, slots=True)
 class BlockProfile:

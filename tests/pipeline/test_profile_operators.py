@@ -190,5 +190,3 @@ def test_few_operators_belong_to_no_block(observed):
     lost = [operator.type for operator in profile.operators if operator.block is None]
     assert not {"Conv", "FusedConv", "Gemm"} & set(lost)
     assert len(lost) < len(profile.operators) / 4, lost
-    by_block = profile.by_block()
-    assert sum(by_block.values()) == sum(o.latency_ns for o in profile.operators)
