@@ -145,6 +145,7 @@ class Session:
         return {
             "foreign_load_cores": self.device.all_gates().max_foreign_load_cores,
             "throttle_mdegc": self.device.details().throttle_mdegc,
+            "temperature_zones": list(self.device.all_gates().temperature_zones),
             "tolerate": list(tolerate),
         }
 

@@ -7,9 +7,9 @@ and never averaged in.  What a device does not tell is never a reason.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy as np
 from profiles.energy import energy_of_run, energy_reasons
 from profiles.records import Plan, Reason, ReasonCode, Run, Trial, TrialKind
 from profiles.series import drifted, moved
-from profiles.units import format_celsius, format_mhz
+from profiles.units import format_celsius, format_mhz, plausible_mdegc
 
 #: A clock that moves by more than this share of itself moves a latency by as much, which is the
 #: half-width that an interval is to have where a recipe does not say otherwise.
@@ -70,6 +70,37 @@ class Verdict:
         return "; ".join(f"{each.text} ({each.advice})" for each in self.reasons)
 
 
+@dataclass(frozen=True, slots=True)
+class JudgedRun:
+    """A complete run.
+
+    Args:
+        refused: what it is refused for; it counts where there is nothing.
+        remarks: what is only to be remarked upon, because it is tolerated or looked for.
+    """
+
+    run: Run
+    refused: tuple[Reason, ...]
+    remarks: tuple[Reason, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Disturbance:
+    """What others took while a run was timed, in cores; ``None`` for what is not told.
+
+    What one step of the counters may make of nothing is taken off.
+
+    Args:
+        foreign_cores: worked for others.
+        waited_cores: were wanted, and not had, by its threads.
+        stolen_cores: were taken away by a hypervisor.
+    """
+
+    foreign_cores: float | None
+    waited_cores: float | None
+    stolen_cores: float | None
+
+
 def judge_run(run: Run, plan: Plan) -> tuple[Reason, ...]:
     """Everything that speaks against one run, tolerated or not."""
     if plan.kind in _UNTIMED:
@@ -81,16 +112,21 @@ def judge_run(run: Run, plan: Plan) -> tuple[Reason, ...]:
 
 def counting_runs(trial: Trial) -> tuple[Run, ...]:
     """The runs that count: complete, and not refused."""
-    return tuple(run for run, refused, _ in _sorted_out(trial) if not refused)
+    return tuple(judged.run for judged in judge_runs(trial) if not judged.refused)
 
 
-def judge(trial: Trial) -> Verdict:
-    """Whether a trial's data are accepted, and what is to be said about them."""
-    sorted_out = _sorted_out(trial)
-    runs = tuple(run for run, refused, _ in sorted_out if not refused)
-    refused = [reason for _, reasons, _ in sorted_out for reason in reasons]
-    noted = [reason for _, _, remarks in sorted_out for reason in remarks]
-    total = len(sorted_out)
+def judge(trial: Trial, tolerate: Collection[str] | None = None) -> Verdict:
+    """Whether a trial's data are accepted, and what is to be said about them.
+
+    Args:
+        trial: with all its runs.
+        tolerate: codes that are tolerated; those that each run was made under if not given.
+    """
+    judged_runs = judge_runs(trial, tolerate)
+    runs = tuple(judged.run for judged in judged_runs if not judged.refused)
+    refused = [reason for judged in judged_runs for reason in judged.refused]
+    noted = [reason for judged in judged_runs for reason in judged.remarks]
+    total = len(judged_runs)
     left_out = _summed(refused, total, "refused")
     reasons, remarks = [], _summed(noted, total, "concerned")
     if len(runs) < trial.plan.runs:
@@ -100,22 +136,36 @@ def judge(trial: Trial) -> Verdict:
     else:
         remarks = [*left_out, *remarks]
     if shaky := _not_stationary(runs, trial.plan.kind):
-        may = shaky.code in _SHOWN.get(trial.plan.kind, ()) or shaky.code in _tolerated(runs[-1])
+        may = shaky.code in _accepted(runs[-1], trial.plan.kind, tolerate)
         (remarks if may else reasons).append(shaky)
     return Verdict("refused" if reasons else "accepted", tuple(reasons), tuple(remarks), runs)
 
 
-def _sorted_out(trial: Trial) -> list[tuple[Run, list[Reason], list[Reason]]]:
-    """Each complete run with what it is refused for, and what is only to be remarked upon."""
+def judge_runs(trial: Trial, tolerate: Collection[str] | None = None) -> tuple[JudgedRun, ...]:
+    """Each complete run of a trial, in the order made; arguments as for :func:`judge`."""
     complete = [run for run in trial.runs if run.complete]
-    usual = _usual_clock(complete) if trial.plan.kind not in _UNTIMED else None
+    # Of the pilot alone: runs that come later do not change which of it count.
+    pilot = complete[: trial.plan.runs]
+    usual = _usual_clock(pilot) if trial.plan.kind not in _UNTIMED else None
     found = []
     for run in complete:
-        accepted = _SHOWN.get(trial.plan.kind, frozenset()) | _tolerated(run)
+        accepted = _accepted(run, trial.plan.kind, tolerate)
         reasons = [*judge_run(run, trial.plan), *_odd_clock(run, usual)]
-        refused = [reason for reason in reasons if reason.code not in accepted]
-        found.append((run, refused, [reason for reason in reasons if reason.code in accepted]))
-    return found
+        refused = tuple(reason for reason in reasons if reason.code not in accepted)
+        remarks = tuple(reason for reason in reasons if reason.code in accepted)
+        found.append(JudgedRun(run, refused, remarks))
+    return tuple(found)
+
+
+def tolerated(trial: Trial) -> frozenset[str]:
+    """The codes that any of a trial's complete runs was made to tolerate."""
+    return frozenset(code for run in trial.runs if run.complete for code in _tolerated(run))
+
+
+def _accepted(run: Run, kind: TrialKind, tolerate: Collection[str] | None) -> frozenset[str]:
+    """The codes that are no reason against a run."""
+    tolerates = _tolerated(run) if tolerate is None else frozenset(tolerate)
+    return _SHOWN.get(kind, frozenset[str]()) | tolerates
 
 
 def _summed(reasons: Sequence[Reason], total: int, what: str) -> list[Reason]:
@@ -131,12 +181,12 @@ def _summed(reasons: Sequence[Reason], total: int, what: str) -> list[Reason]:
 
 def _throttled(run: Run) -> Reason | None:
     before, limit = _part(run, "preflight"), _limits(run).get("throttle_mdegc")
-    hottest = max((_hottest(run, when) for when in ("warm", "after")), default=-math.inf)
+    hottest = _hottest(run)
     if (before.get("thermal_status") or 0) > 0:
         text = f"its thermal status was {before['thermal_status']}, not 0"
     elif before.get("throttled"):
         text = "the system held its processors back to cool them"
-    elif limit is not None and hottest >= limit:
+    elif None not in (limit, hottest) and hottest >= limit:
         slows = f"slows down from {format_celsius(limit)} °C upward"
         text = f"it was {format_celsius(hottest)} °C warm, and {slows}"
     else:
@@ -144,8 +194,30 @@ def _throttled(run: Run) -> Reason | None:
     return Reason("throttled", text, _LET_COOL)
 
 
-def _hottest(run: Run, when: str) -> float:
-    return max(_part(run, when).get("temperatures_mdegc") or (), default=-math.inf)
+def _hottest(run: Run) -> Any:
+    """The hottest zone in m°C, or ``None``.
+
+    Where only some zones count it is of what was read, with names, before the process began: the
+    agent's readings have none.
+    """
+    zones = _limits(run).get("temperature_zones")
+    if not zones:
+        told = [temperatures(_part(run, when)) for when in ("warm", "after")]
+        return max((mdegc for one in told for mdegc in one), default=None)
+    named = _part(run, "preflight").get("temperatures_mdegc") or {}
+    looked_at = {
+        name: mdegc
+        for name, mdegc in named.items()
+        if any(fnmatchcase(name, pattern) for pattern in zones)
+    }
+    return max(temperatures({"temperatures_mdegc": looked_at}), default=None)
+
+
+def temperatures(readings: Mapping[str, Any]) -> tuple[int, ...]:
+    """The temperatures in m°C of one look at a device, without numbers that cannot be one."""
+    told = readings.get("temperatures_mdegc") or ()
+    values = told.values() if isinstance(told, Mapping) else told
+    return tuple(mdegc for value in values if (mdegc := plausible_mdegc(value)) is not None)
 
 
 def _clocks(run: Run) -> list[int]:
@@ -183,31 +255,46 @@ def _near(one: float, other: float) -> bool:
 
 
 def _foreign_load(run: Run) -> Reason | None:
-    begin, end = _watched(run)
-    elapsed_ms = (_spent(begin, end, "at_ns") or 0) / 1e6
-    if elapsed_ms <= 0:
-        return None
-    cores = _part(run, "preflight").get("device", {}).get("cores")
+    seen = disturbance(run)
+    cores = _cores(run)
     limit = _limits(run).get("foreign_load_cores")
     if limit is None and cores:
         limit = FOREIGN_SHARE * cores
-    busy, own = _spent(begin, end, "busy_ms"), _spent(begin, end, "own_ms")
-    coarse_ms = TICK_MS * (cores or 1)
-    if None not in (busy, own, limit):
-        foreign = max(busy - own - coarse_ms, 0) / elapsed_ms
-        if foreign > limit:
-            text = f"others kept {foreign:.2g} cores busy while it was timed, not at most {limit:g}"
-            return Reason("foreign-load", text, _ALONE)
-    # One turn of another, or a step of the counter, is no load.
-    waited = ((_spent(begin, end, "waited_ms") or 0) - TICK_MS) / elapsed_ms
-    if waited > WAITED_SHARE:
+    if limit is not None and (seen.foreign_cores or 0) > limit:
+        foreign = f"{seen.foreign_cores:.2g} cores"
+        text = f"others kept {foreign} busy while it was timed, not at most {limit:g}"
+        return Reason("foreign-load", text, _ALONE)
+    if (waited := seen.waited_cores or 0) > WAITED_SHARE:
         text = f"its threads waited for a processor for {100 * waited:.0f} % of the time"
         return Reason("foreign-load", text, _ALONE)
-    stolen = ((_spent(begin, end, "stolen_ms") or 0) - coarse_ms) / elapsed_ms
-    if stolen > WAITED_SHARE:
+    if (stolen := seen.stolen_cores or 0) > WAITED_SHARE:
         text = f"the hypervisor took its processors away for {100 * stolen:.0f} % of the time"
         return Reason("foreign-load", text, "measure where no other virtual machines run")
     return None
+
+
+def disturbance(run: Run) -> Disturbance:
+    """What others took of the time that a run is judged by."""
+    begin, end = _watched(run)
+    elapsed_ms = (_spent(begin, end, "at_ns") or 0) / 1e6
+    if elapsed_ms <= 0:
+        return Disturbance(None, None, None)
+    coarse_ms = TICK_MS * (_cores(run) or 1)
+
+    def cores(spent_ms: Any, step_ms: int) -> float | None:
+        return None if spent_ms is None else max(spent_ms - step_ms, 0) / elapsed_ms
+
+    busy, own = _spent(begin, end, "busy_ms"), _spent(begin, end, "own_ms")
+    return Disturbance(
+        cores(None if None in (busy, own) else busy - own, coarse_ms),
+        # One turn of another is no load.
+        cores(_spent(begin, end, "waited_ms"), TICK_MS),
+        cores(_spent(begin, end, "stolen_ms"), coarse_ms),
+    )
+
+
+def _cores(run: Run) -> Any:
+    return _part(run, "preflight").get("device", {}).get("cores")
 
 
 def _watched(run: Run) -> tuple[Mapping[str, Any], Mapping[str, Any]]:

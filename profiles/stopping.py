@@ -34,12 +34,13 @@ def runs_wanted(medians: Sequence[float], plan: Plan) -> int:
     return int(min(max(needed, plan.runs), plan.max_runs))
 
 
-def why_stopped(medians: Sequence[float], plan: Plan) -> str:
+def why_stopped(medians: Sequence[float], plan: Plan, refused: int = 0) -> str:
     """In one line, why there are no more runs than these.
 
     Args:
         medians: of the runs that count, in the order made; at least one.
         plan: what they were made for.
+        refused: how many more were made, and do not count.
     """
     count = len(medians)
     pilot = medians[: plan.runs]
@@ -47,10 +48,14 @@ def why_stopped(medians: Sequence[float], plan: Plan) -> str:
     full = count >= plan.runs
     if full and _needed(pilot, plan.target) <= count:
         return f"the interval is within {target} after {count} runs"
-    made = "1 run was made" if count == 1 else f"{count} runs were made"
+    if refused:
+        counts = "1 run counts" if count == 1 else f"{count} runs count"
+        made = f"{counts}, {refused} {'was' if refused == 1 else 'were'} refused"
+    else:
+        made = "1 run was made" if count == 1 else f"{count} runs were made"
     if full and plan.kind != "latency":
         return f"{made}, as planned"
-    if count < plan.max_runs:
+    if count < plan.max_runs and not refused:
         made += " in the time there was"
     return f"{made}; the interval is {_width(medians, len(pilot))}, not {target}"
 

@@ -7,12 +7,25 @@ unit, and only the functions here convert to text.
 
 from __future__ import annotations
 
+import math
+
 NS_PER_MS = 1_000_000
 UJ_PER_MJ = 1_000
 UW_PER_MW = 1_000
 KHZ_PER_MHZ = 1_000
 
 UNKNOWN = "unknown"
+
+# What is outside of these is no temperature; exactly 0 is what a sensor that is not there reads as
+# (seen on Samsung's SUBBAT, on Pixels' VIRTUAL-USB-UI).
+_COLDEST_MDEGC, _HOTTEST_MDEGC = -40_000, 150_000
+
+
+def plausible_mdegc(value: float) -> int | None:
+    """A temperature in m°C, or ``None`` for a number that cannot be one."""
+    if not math.isfinite(value) or not _COLDEST_MDEGC <= value <= _HOTTEST_MDEGC:
+        return None
+    return round(value) or None
 
 
 def format_ms(latency_ns: float | None, digits: int = 3) -> str:

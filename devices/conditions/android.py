@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import re
 
-# Degrees Celsius outside of these are no temperatures; exactly 0 is what a sensor that is not there
-# reads as (seen on Samsung's SUBBAT, on Pixels' VIRTUAL-USB-UI).
-_COLDEST_MDEGC, _HOTTEST_MDEGC = -40_000, 150_000
+from profiles.units import plausible_mdegc
+
 # In volts, amperes, percent or any unit at all, whatever the value's name says.
 # Source: android.hardware.thermal@2.0, TemperatureType: UNKNOWN -1, BCL_VOLTAGE 6, BCL_CURRENT 7,
 # BCL_PERCENTAGE 8.
@@ -15,13 +13,6 @@ _NO_TEMPERATURES = {-1, 6, 7, 8}
 _TEMPERATURE = re.compile(
     r"Temperature\{mValue=([^,{}]+), mType=(-?\d{1,9}), mName=([^,{}]+), mStatus="
 )
-
-
-def plausible_mdegc(value: float) -> int | None:
-    """A temperature in m°C, or ``None`` for a number that cannot be one."""
-    if not math.isfinite(value) or not _COLDEST_MDEGC <= value <= _HOTTEST_MDEGC:
-        return None
-    return round(value) or None
 
 
 def thermal_status(dump: str) -> int | None:

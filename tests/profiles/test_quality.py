@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profiles.quality import counting_runs, judge, judge_run
+from profiles.quality import counting_runs, disturbance, judge, judge_run, judge_runs, tolerated
 from profiles.records import Plan, Run, Trial
 from tests import builders
 
@@ -120,6 +120,32 @@ def test_a_device_that_was_too_warm_when_it_began():
     run = watched(limits={"throttle_mdegc": 80_000})
     run.environment["warm"]["temperatures_mdegc"] = [85_000]
     assert "85.0 °C" in texts(run)
+
+
+def test_what_cannot_be_a_temperature_is_none():
+    """A zone in another unit, as Qualcomm's have it, and one that is not there."""
+    run = watched(mdegc=[4_200_000, 45_000, 0, -273_000], limits={"throttle_mdegc": 80_000})
+    assert judge_run(run, PLAN) == ()
+    run.environment["warm"]["temperatures_mdegc"] = [85_000]
+    assert "it was 85.0 °C warm" in texts(run)
+    assert judge_run(watched(mdegc=[0], limits={"throttle_mdegc": -10_000}), PLAN) == ()
+
+
+@pytest.mark.parametrize(
+    ("named", "told"),
+    [
+        ({"cpu-0": 70_000, "modem": 95_000}, ""),
+        ({"cpu-0": 70_000, "cpu-1": 82_000, "modem": 95_000}, "82.0 °C"),
+        ({"cpu-0": 4_200_000}, ""),
+        ({"modem": 95_000}, ""),
+        (None, ""),
+    ],
+)
+def test_where_only_some_zones_count_the_others_heat_is_no_reason(named, told):
+    limits = {"throttle_mdegc": 80_000, "temperature_zones": ["cpu*"]}
+    run = watched(mdegc=[95_000], limits=limits, before={"temperatures_mdegc": named})
+    assert codes(judge_run(run, PLAN)) == (["throttled"] if told else [])
+    assert told in texts(run)
 
 
 @pytest.mark.parametrize(
@@ -265,6 +291,51 @@ def test_of_two_clocks_that_are_as_frequent_the_first_counts():
     clocks = (2_400_000, 2_400_000, 1_800_000, 1_800_000)
     runs = [watched(number, khz=[clock]) for number, clock in enumerate(clocks)]
     assert [run.number for run in counting_runs(trial(*runs))] == [0, 1]
+
+
+def test_runs_that_come_later_do_not_change_the_usual_clock():
+    clocks = [2_400_000, 1_800_000, 2_400_000, 1_800_000, 1_800_000, 1_800_000]
+    runs = [watched(number, khz=[clock]) for number, clock in enumerate(clocks)]
+    for made in range(3, len(runs) + 1):
+        assert [run.number for run in counting_runs(trial(*runs[:made]))] == [0, 2]
+
+
+def test_each_run_is_told_with_what_it_is_refused_for_and_what_is_tolerated():
+    noisy = watched(1, foreign_cores=3.0, limits={"tolerate": ["foreign-load"]})
+    odd = watched(2, khz=[1_800_000])
+    broken = watched(3, complete=False, foreign_cores=3.0)
+    quiet = [watched(number, khz=[2_400_000]) for number in (0, 4)]
+    found = judge_runs(trial(quiet[0], noisy, quiet[1], odd, broken))
+    assert [judged.run.number for judged in found] == [0, 1, 4, 2]
+    assert [codes(judged.refused) for judged in found] == [[], [], [], ["frequency"]]
+    assert [codes(judged.remarks) for judged in found] == [[], ["foreign-load"], [], []]
+
+
+def test_what_is_no_longer_tolerated_is_refused():
+    limits = {"tolerate": ["foreign-load", "frequency"]}
+    made = trial(*(watched(number, limits=limits, foreign_cores=3.0) for number in range(3)))
+    assert tolerated(made) == {"foreign-load", "frequency"}
+    assert judge(made).status == judge(made, ["foreign-load"]).status == "accepted"
+    assert judge(made, ["frequency"]).status == judge(made, []).status == "refused"
+    drifts = drifting(tolerate=["not-stationary"])
+    assert judge(drifts, []).status == "refused"
+    assert judge(drifting(), ["not-stationary"]).status == "accepted"
+
+
+def test_what_others_took_is_told_of_what_it_is_judged_by():
+    """As long as the timed part is long enough; else the whole process."""
+    seen = disturbance(watched(foreign_cores=2.0, waited_ms=510, stolen_ms=540))
+    assert seen.foreign_cores == pytest.approx(1.996)
+    assert (seen.waited_cores, seen.stolen_cores) == pytest.approx((0.05, 0.05))
+    short = watched(elapsed_ms=50)
+    warm = short.environment["warm"]
+    second_ago = {"at_ns": warm["at_ns"] - 950_000_000, "busy_ms": warm["busy_ms"] - 2_040}
+    short.environment["before"] = {**warm, **second_ago}
+    assert disturbance(short).foreign_cores == pytest.approx(2.0)
+    del short.environment["after"]["own_ms"], short.environment["after"]["stolen_ms"]
+    seen = disturbance(short)
+    assert (seen.foreign_cores, seen.waited_cores, seen.stolen_cores) == (None, 0, None)
+    assert disturbance(builders.run()).foreign_cores is None
 
 
 def test_throttling_is_what_a_sustained_trial_is_there_to_show():

@@ -79,6 +79,17 @@ def test_the_reason_in_words():
     assert why_stopped(wide[:1], plan).startswith("1 run was made in the time there was")
 
 
+def test_runs_that_were_refused_are_no_lack_of_time():
+    plan = Plan(runs=3, max_runs=6, target=0.02)
+    wide = [1000, 1100, 1000, 1050]
+    told = why_stopped(wide, plan, refused=3)
+    assert told == "4 runs count, 3 were refused; the interval is ±12 %, not 2 %"
+    assert why_stopped(wide[:1], plan, 1).startswith("1 run counts, 1 was refused; ")
+    assert why_stopped([1000, 1001, 1002], plan, 2).startswith("the interval is within 2 %")
+    app = Plan(kind="app", runs=3, max_runs=3)
+    assert why_stopped(wide[:3], app, 1) == "3 runs count, 1 was refused, as planned"
+
+
 def test_other_kinds_stop_as_planned():
     memory = Plan(kind="memory", runs=1, max_runs=1)
     assert runs_wanted([], memory) == runs_wanted([1e6], memory) == 1

@@ -13,8 +13,8 @@ from pipeline.overview import read_material, read_measurements
 from pipeline.profile.record import write_profile
 from profiles import units
 from profiles.bootstrap import studentised_interval
-from profiles.quality import counting_runs
-from profiles.records import Measurement, Trial
+from profiles.quality import counting_runs, disturbance
+from profiles.records import Measurement, Run, Trial
 from profiles.store import Store
 from tests import builders, showcase
 from tests.page import Page, browse, needs_chromium
@@ -368,6 +368,50 @@ def test_runs_of_a_refused_trial_do_not_count_however_good_they_are(tmp_path: Pa
     section = Page(write_report(tmp_path).read_text()).section(id_of(m))
     states = [row[6] for row in section.cells() if len(row) == 7][1:]
     assert states == ["does not count: the measurement is refused"] * 5
+
+
+def page_of(folder: Path, runs: list[Run]) -> Page:
+    """The page of an accepted trial with these runs."""
+    with Store(folder / "store.db") as store:
+        store.put_artifact(builders.artifact(sha256="1" * 64), builders.parity())
+        showcase.add_trial(store, showcase.trial_of("1" * 64, "onnx"), runs, "accepted", "")
+    (m,) = read_measurements(folder)
+    return Page(write_report(folder).read_text()).section(id_of(m))
+
+
+def test_what_a_run_is_refused_for_is_what_the_verdict_says(tmp_path: Path):
+    """A clock that is not the others', and a reason that was tolerated."""
+    runs = [showcase.run_of(number, 2e6) for number in range(7)]
+    runs[6] = replace(runs[6], details={"slices": showcase.slices(runs[6].samples_ns, 600_000)})
+    busy = showcase.environment(foreign_ms=2_000)
+    busy["preflight"]["limits"]["tolerate"] = ["foreign-load"]
+    runs[5] = replace(runs[5], environment=busy)
+    states = [row[6] for row in page_of(tmp_path, runs).cells() if len(row) == 7][1:]
+    assert states[:6] == ["counts"] * 6
+    assert states[6].startswith("refused: it ran at 600 MHz, others at ")
+
+
+def test_the_work_of_others_is_that_of_the_verdict(tmp_path: Path):
+    """Of a timed part too short for the counters it is the whole process'."""
+    runs = []
+    for number in range(5):
+        run = showcase.run_of(number, 2e6)
+        short = showcase.environment(lasted_ns=50 * showcase.MS)
+        short["before"] |= {"busy_ms": short["warm"]["busy_ms"] - 3_000}
+        runs.append(replace(run, environment=short))
+    rows = {row[0]: row[1:] for row in page_of(tmp_path, runs).cells()}
+    seen = disturbance(runs[0])
+    assert seen.foreign_cores is not None and seen.foreign_cores > 1
+    assert rows["work of others, cores"] == [f"{seen.foreign_cores:.2f}"]
+
+
+def test_a_zone_in_another_unit_is_no_temperature(tmp_path: Path):
+    runs = [showcase.run_of(number, 2e6) for number in range(5)]
+    for run in runs:
+        run.environment["warm"]["temperatures_mdegc"] = [4_200_000, 51_000]
+        run.environment["after"]["temperatures_mdegc"] = [4_200_000, 0]
+    rows = {row[0]: row[1:] for row in page_of(tmp_path, runs).cells()}
+    assert rows["hottest zone, °C"] == ["48.0", "51.0", "unknown"]
 
 
 @needs_chromium

@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from profiles import units
-from profiles.quality import TICK_MS
+from profiles.quality import disturbance, temperatures
 from profiles.records import Run, Trial
 
 _MOMENTS = ("before", "warm", "after")
-_NS_PER_MS = 1_000_000
 
 
 def settings(trial: Trial, runs: Sequence[Run]) -> list[tuple[str, str]]:
@@ -67,36 +66,14 @@ def states(runs: Sequence[Run]) -> list[tuple[str, str, str, str]]:
 
 
 def shares(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    """What others took while it was timed: name and range over the runs."""
-    return [
-        ("work of others, cores", _range(_some(foreign_cores(run) for run in runs), _hundredths)),
-        ("taken by a hypervisor, cores", _range(_spent(runs, "stolen_ms"), _hundredths)),
-        ("waiting for a core, cores", _range(_spent(runs, "waited_ms"), _hundredths)),
+    """What others took of the time that each run is judged by: name and range over the runs."""
+    seen = [disturbance(run) for run in runs]
+    told = [
+        ("work of others, cores", [one.foreign_cores for one in seen]),
+        ("taken by a hypervisor, cores", [one.stolen_cores for one in seen]),
+        ("waiting for a core, cores", [one.waited_cores for one in seen]),
     ]
-
-
-def foreign_cores(run: Run) -> float | None:
-    """How many cores' worth of work others did between warm-up and end; see ``judge_run``."""
-    busy, own, lasted_ns = (_growth(run, name) for name in ("busy_ms", "own_ms", "at_ns"))
-    if busy is None or own is None or not lasted_ns:
-        return None
-    cores = _mapping(_mapping(run.environment.get("preflight")).get("device")).get("cores") or 1
-    return max(busy - own - TICK_MS * cores, 0.0) / (lasted_ns / _NS_PER_MS)
-
-
-def _growth(run: Run, name: str) -> float | None:
-    """How much a counter grew while calls were timed."""
-    warm, after = _at(run, "warm"), _at(run, "after")
-    return after[name] - warm[name] if name in warm and name in after else None
-
-
-def _per_ms(run: Run, name: str) -> float | None:
-    grown, lasted_ns = _growth(run, name), _growth(run, "at_ns")
-    return grown / (lasted_ns / _NS_PER_MS) if grown is not None and lasted_ns else None
-
-
-def _spent(runs: Sequence[Run], name: str) -> list[float]:
-    return _some(_per_ms(run, name) for run in runs)
+    return [(name, _range(_some(values), _hundredths)) for name, values in told]
 
 
 def _governors(trial: Trial, runs: Sequence[Run]) -> str:
@@ -114,9 +91,7 @@ def _clock(run: Run) -> Any:
 
 
 def _hottest(event: Mapping[str, Any]) -> list[float]:
-    zones = event.get("temperatures_mdegc") or ()
-    values = list(zones.values()) if isinstance(zones, Mapping) else list(zones)
-    return [max(values)] if values else []
+    return _one(max(temperatures(event), default=None))
 
 
 def _at(run: Run, moment: str) -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.overview import Material, Row
 from profiles import units
 from profiles.bootstrap import studentised_interval
-from profiles.quality import judge_run
+from profiles.quality import JudgedRun, judge_runs
 from profiles.records import Measurement, Run, Trial
 from tools.report import environment
 from tools.report.charts import script_safe
@@ -82,6 +82,7 @@ def _page(key: str, rows: tuple[Row, ...], material: Material) -> Page:
     trial = material.trials.get("latency") or next(iter(material.trials.values()), None)
     counted = material.counted.get(trial.plan.kind, ()) if trial else ()
     told = counted or (trial.runs if trial else ())
+    judged = {one.run.number: one for one in judge_runs(trial)} if trial else {}
     drawn = drawing(m, material)
     names = ", ".join(row.measurement.variant for row in rows)
     where = f" on {m.device}, {m.condition.describe()}" if m.device else ""
@@ -91,7 +92,7 @@ def _page(key: str, rows: tuple[Row, ...], material: Material) -> Page:
         rows=rows,
         sections=_sections(m, counted),
         charts=tuple(_charts(drawn.data, drawn.wide, _said(drawn.drawn, drawn.calls))),
-        runs=[_run(run, trial, counted) for run in trial.runs] if trial else [],
+        runs=[_run(run, trial, judged, counted) for run in trial.runs] if trial else [],
         settings=environment.settings(trial, told) if trial else [],
         states=environment.states(told),
         shares=environment.shares(told),
@@ -158,14 +159,16 @@ def _charts(data: Mapping[str, Any], wide: bool, thinned: str) -> list[Chart]:
     return [chart for chart in found if data.get(TABLES[chart.name][0])]
 
 
-def _run(run: Run, trial: Trial, counted: Sequence[Run]) -> tuple[str, ...]:
+def _run(
+    run: Run, trial: Trial, judged: Mapping[int, JudgedRun], counted: Sequence[Run]
+) -> tuple[str, ...]:
     """One row of the table of runs."""
     clocks = [khz for _, _, khz in run.details.get("slices", ()) if khz]
     low, high = (units.format_mhz(end(clocks)) for end in (min, max)) if clocks else ("", "")
     median = float(np.median(run.samples_ns)) if len(run.samples_ns) else None
     return (
         str(run.number + 1),
-        state(run, trial, counted),
+        state(run, trial, judged.get(run.number), counted),
         f"{len(run.samples_ns):,}",
         units.format_ms(median),
         units.format_ms(run.first_ns),
@@ -174,13 +177,12 @@ def _run(run: Run, trial: Trial, counted: Sequence[Run]) -> tuple[str, ...]:
     )
 
 
-def state(run: Run, trial: Trial, counted: Sequence[Run]) -> str:
-    """Whether a run counts, and why not."""
+def state(run: Run, trial: Trial, judged: JudgedRun | None, counted: Sequence[Run]) -> str:
+    """Whether a run counts, and why not; ``judged`` is ``None`` where it is not looked at."""
     if any(run.number == one.number for one in counted):
         return "counts"
-    if not run.complete:
+    if judged is None:
         return "interrupted, or of an earlier setting"
-    against = "; ".join(reason.text for reason in judge_run(run, trial.plan))
-    if against:
-        return f"refused: {against}"
+    if judged.refused:
+        return "refused: " + "; ".join(reason.text for reason in judged.refused)
     return "does not count: the measurement is " + trial.status
