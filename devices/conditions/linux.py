@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from devices.conditions.android import plausible_mdegc
+from devices.facts import supplies as power_supply
+from profiles.units import plausible_mdegc
 
 _BOUNDS = ("scaling_min_freq", "scaling_max_freq", "cpuinfo_min_freq", "cpuinfo_max_freq")
 
@@ -119,17 +120,10 @@ def throttled(values: Mapping[str, str]) -> bool:
 
 def supplies(values: Mapping[str, str]) -> tuple[int | None, bool | None]:
     """The system's own battery in percent, and whether anything powers it from outside."""
-    percent = plugged = None
-    for path, kind in values.items():
-        folder, _, name = path.rpartition("/")
-        if not folder.startswith("/sys/class/power_supply/") or name != "type":
-            continue
-        if values.get(f"{folder}/scope") == "Device":  # a mouse's battery
-            continue
-        capacity, online = values.get(f"{folder}/capacity", ""), values.get(f"{folder}/online")
-        if kind == "Battery":
-            if re.fullmatch(r"\d{1,2}|100", capacity):
-                percent = int(capacity)
-        elif online in {"0", "1"}:
-            plugged = plugged or online == "1"
-    return percent, plugged
+    percent = None
+    for folder, kind in power_supply.supplies(values).items():
+        capacity = values.get(f"{folder}/capacity", "")
+        if kind == "Battery" and re.fullmatch(r"\d{1,2}|100", capacity):
+            percent = int(capacity)
+    told = [text for text in power_supply.chargers(values).values() if text]
+    return percent, any(map(power_supply.is_online, told)) if told else None

@@ -38,6 +38,10 @@ closed() {
     if [ -e "$f" ] && ! [ -r "$f" ]; then echo " ${f#"$r"}"; fi
   done
 }
+# A folder and the name of the one on the bus that it is of, by the shell alone.
+place() {
+  if [ -d "$2" ]; then (cd -P "$2" && echo " ${1#"$r"} ${PWD##*/}"); fi
+}
 # Whole files.  Device trees separate words by NUL, which goes on as it is: not every toybox has tr.
 whole() {
   for f; do
@@ -73,7 +77,8 @@ for p in "$r"/sys/bus/iio/devices/iio:device*; do
   show "$p/name" "$p"/in_*_label "$p"/in_*_scale "$p"/in_*_offset
 done
 whole "$r"/sys/bus/iio/devices/iio:device*/energy_value
-show "$r"/sys/class/power_supply/*/type "$r"/sys/class/power_supply/*/online
+show "$r"/sys/class/power_supply/*/type "$r"/sys/class/power_supply/*/scope \
+  "$r"/sys/class/power_supply/*/online
 show "$r"/sys/class/powercap/*/name "$r"/sys/class/powercap/*/max_energy_range_uj
 set -- "$r"/sys/class/hwmon/hwmon*/in*_input "$r"/sys/class/hwmon/hwmon*/curr*_input \
   "$r"/sys/class/hwmon/hwmon*/power*_input "$r"/sys/class/hwmon/hwmon*/power*_average \
@@ -86,6 +91,9 @@ set -- "$r"/sys/class/hwmon/hwmon*/in*_input "$r"/sys/class/hwmon/hwmon*/curr*_i
   "$r"/sys/class/power_supply/*/charge_counter "$r"/sys/class/power_supply/*/charge_now \
   "$r"/sys/class/powercap/*/energy_uj
 section readings; list "$@"
+section places
+for p in "$r"/sys/class/hwmon/hwmon*; do place "$p" "$p/device"; done
+for p in "$r"/sys/bus/iio/devices/iio:device*; do if [ -L "$p" ]; then place "$p" "$p/.."; fi; done
 section unreadable; closed "$@"
 if command -v vcgencmd >/dev/null; then section vcgencmd; vcgencmd pmic_read_adc; fi
 if command -v getprop >/dev/null; then section getprop; getprop; fi

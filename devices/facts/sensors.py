@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from devices.facts.dump import Dump
+from devices.facts.supplies import FOLDER, chargers, is_online, supplies
 
 _HWMON = "/sys/class/hwmon"
 _IIO = "/sys/bus/iio/devices"
-_SUPPLY = "/sys/class/power_supply"
 _POWERCAP = "/sys/class/powercap"
 #: Files without which a folder tells no power: a voltage alone is none.
 _TELLS_POWER = re.compile(r"curr|power|current|in_current|in_power|energy")
@@ -28,13 +28,14 @@ def meters(dump: Dump) -> list[dict[str, Any]]:
     """What tells a current, a power or an energy: its kind, name, folder and rails.
 
     ``files`` are the readings in its folder, ``texts`` what stands in other files there and does
-    not change, ``chargers`` the files that say whether a battery is charged from there, and
-    ``unreadable`` is set where the login may not read all of it.
+    not change, ``chargers`` the files that say whether a battery is charged from there, ``device``
+    what it is called on its bus (``1-0040``), which stays while numbers in paths change at each
+    boot, and ``unreadable`` is set where the login may not read all of it.
     """
     found = [
         *_named(dump, "hwmon", rf"({_HWMON}/hwmon[0-9]+)/name"),
         *_named(dump, "iio", rf"({_IIO}/iio:device[0-9]+)/name"),
-        *_named(dump, "power_supply", rf"({_SUPPLY}/([^/]+))/type"),
+        *_named(dump, "power_supply", rf"({FOLDER}/([^/]+))/type"),
         *_named(dump, "powercap", rf"({_POWERCAP}/[^/]+)/name"),
     ]
     channels = [line for line in dump.lines("vcgencmd") if re.search(r" current\([0-9]+\)=", line)]
@@ -61,6 +62,7 @@ def _named(dump: Dump, kind: str, pattern: str) -> list[dict[str, Any]]:
             "rails": _labels(dump, folder) + _odpm_rails(dump, folder),
             "texts": _texts(dump, folder),
             "chargers": _chargers(dump, folder) if kind == "power_supply" else [],
+            "device": _device(dump, folder),
             "unreadable": bool(_in(folder, dump.lines("unreadable"))),
         }
         found.append(meter | {key: value for key, value in more.items() if value})
@@ -71,14 +73,22 @@ def _in(folder: str, paths: Iterable[str]) -> list[str]:
     return [path.removeprefix(f"{folder}/") for path in paths if path.startswith(f"{folder}/")]
 
 
+def _device(dump: Dump, folder: str) -> str:
+    places = (line.partition(" ") for line in dump.lines("places"))
+    return next((name for path, _, name in places if path == folder), "")
+
+
 def _texts(dump: Dump, folder: str) -> dict[str, str]:
     constants = rf"{re.escape(folder)}/({_CONSTANT})"
     return {match[1]: text for match, text in dump.each(constants)}
 
 
 def _chargers(dump: Dump, folder: str) -> list[str]:
-    others = dump.each(rf"({_SUPPLY}/[^/]+)/online")
-    return [match[0] for match, _ in others if match[1] != folder]
+    return [path for path in chargers(_supply_files(dump)) if path != f"{folder}/online"]
+
+
+def _supply_files(dump: Dump) -> dict[str, str]:
+    return {match[0]: text for match, text in dump.each(rf"{FOLDER}/[^/]+/(?:type|scope|online)")}
 
 
 def _labels(dump: Dump, folder: str) -> list[str]:
@@ -99,12 +109,12 @@ def power_source(dump: Dump) -> str:
 
     The kernel is asked first: what Android's own battery service says can be faked.
     """
-    if any(text == "1" for _, text in dump.each(rf"{_SUPPLY}/[^/]+/online")):
+    files = _supply_files(dump)
+    if any(is_online(text) for text in chargers(files).values()):
         return "mains"
     service = dump.pairs("battery", ":")
     if any(value == "true" for key, value in service.items() if key.endswith(" powered")):
         return "mains"
-    types = [text for _, text in dump.each(rf"{_SUPPLY}/[^/]+/type")]
-    if "Battery" in types or service.get("present") == "true":
+    if "Battery" in supplies(files).values() or service.get("present") == "true":
         return "battery"
     return "unknown"

@@ -193,6 +193,22 @@ def test_a_board_is_read(shell: LocalTransport, tmp_path: Path) -> None:
     assert (found.screen_on, found.airplane, found.thermal_status) == (None, None, None)
 
 
+@pytest.mark.parametrize(
+    ("files", "plugged"),
+    [
+        ({"usb/type": "USB", "usb/online": "2"}, True),
+        ({"usb/type": "USB", "usb/online": "0"}, False),
+        ({"usb/type": "USB", "usb/online": "0", "ac/type": "Mains", "ac/online": "1"}, True),
+        ({"mouse/type": "USB", "mouse/scope": "Device", "mouse/online": "1"}, None),
+        ({"bat/type": "Battery", "bat/online": "1"}, None),
+        ({"usb/type": "USB"}, None),
+    ],
+)
+def test_what_powers_a_board_from_outside(files: dict[str, str], plugged: bool | None) -> None:
+    values = {f"/sys/class/power_supply/{name}": text for name, text in files.items()}
+    assert linux.supplies(values) == (None, plugged)
+
+
 def test_an_old_kernel_shows_its_policies_by_core(shell: LocalTransport, tmp_path: Path) -> None:
     cpu = make_board(tmp_path / "board") / "sys/devices/system/cpu"
     for core, policy in enumerate(["policy0"] * 4 + ["policy4"] * 2 + ["policy6"] * 2):

@@ -357,6 +357,12 @@ def test_an_interpreted_processor_is_called_emulated():
         ({"AC/type": "Mains", "AC/online": "1", "BAT0/type": "Battery"}, "", "mains"),
         ({"AC/type": "Mains", "AC/online": "0", "BAT0/type": "Battery"}, "", "battery"),
         ({"AC/type": "Mains", "AC/online": "0"}, "", "unknown"),
+        # A charger with a programmable voltage; a wireless mouse, its battery and its cradle.
+        ({"usb/type": "USB", "usb/online": "2"}, "", "mains"),
+        ({"mouse/type": "Battery", "mouse/scope": "Device", "mouse/online": "1"}, "", "unknown"),
+        ({"mouse/type": "USB", "mouse/scope": "Device", "mouse/online": "1"}, "", "unknown"),
+        ({"BAT0/type": "Battery", "BAT0/scope": "System", "BAT0/online": "1"}, "", "battery"),
+        ({"pad/type": "Wireless", "pad/scope": "System", "pad/online": "1"}, "", "mains"),
         ({}, "AC powered: false\nUSB powered: true\npresent: true", "mains"),
         ({}, "AC powered: false\nUSB powered: false\npresent: true", "battery"),
         # "dumpsys battery unplug" makes the service say so while the phone charges.
@@ -367,6 +373,52 @@ def test_an_interpreted_processor_is_called_emulated():
 def test_where_the_power_is_from(supply, battery, expected):
     files = {f"/sys/class/power_supply/{name}": text for name, text in supply.items()}
     assert told(files | {"battery": battery})["power_source"] == expected
+
+
+def test_the_chargers_of_a_battery_are_no_mouse():
+    root = "/sys/class/power_supply"
+    files = {"BAT0/type": "Battery", "BAT0/online": "1", "AC/type": "Mains", "AC/online": "0"}
+    files |= {"BAT1/type": "Battery", "BAT1/online": "1", "mouse/type": "Battery"}
+    files |= {"pen/type": "USB", "pen/scope": "Device", "pen/online": "1"}
+    sources = {f"{root}/{name}": text for name, text in files.items()}
+    (meter,) = told(sources | {"readings": f" {root}/BAT0/current_now"})["meters"]
+    assert meter["chargers"] == [f"{root}/AC/online"]
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_the_script_reads_scopes_and_places(tmp_path, shell):
+    """As sysfs has them: classes are full of links."""
+    command, multicall = SHELLS[shell]
+    if shutil.which(command.split()[0]) is None:
+        pytest.skip(f"no {command} on this machine")
+    root = tmp_path / "a root"
+    bus, hwmon = root / "sys/devices/soc/i2c-1", root / "sys/class/hwmon"
+    iio, supply = root / "sys/bus/iio/devices", root / "sys/class/power_supply/pen"
+    for folder in (hwmon, iio, supply):
+        folder.mkdir(parents=True)
+    for number, address in enumerate(("1-0041", "1-0040")):
+        real = bus / address / f"hwmon/hwmon{number}"
+        real.mkdir(parents=True)
+        (real / "device").symlink_to(f"../../../{address}")
+        (real / "name").write_text("ina226\n")
+        (real / "power1_input").write_text("1\n")
+        (hwmon / real.name).symlink_to(real)
+    real = bus / "1-0044/iio:device0"
+    real.mkdir(parents=True)
+    (real / "name").write_text("ina219\n")
+    (real / "in_power2_raw").write_text("1\n")
+    (iio / real.name).symlink_to(real)
+    for name, text in {"type": "USB", "scope": "Device", "online": "1"}.items():
+        (supply / name).write_text(f"{text}\n")
+    done = run_script(command, programs(tmp_path / "bin", multicall), root)
+    assert (done.returncode, done.stderr) == (0, b"")
+    found = parse(done.stdout.decode(), NONCE)
+    assert [(meter["path"].rpartition("/")[2], meter["device"]) for meter in found["meters"]] == [
+        ("hwmon0", "1-0041"),
+        ("hwmon1", "1-0040"),
+        ("iio:device0", "1-0044"),
+    ]
+    assert found["power_source"] == "unknown"
 
 
 # --- garbage ----------------------------------------------------------------------------------
