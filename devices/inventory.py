@@ -20,7 +20,8 @@
           litert: lib/arm64-v8a/libLiteRt.so
         gates: {battery_percent: [30, 95]}   # optional: changes the profile's
         meter: {name: battery, current_sign: -1, current_ua: 1}   # optional: which power sensor,
-                                      # as `device-lab devices calibrate-meter` prints it
+                                      # as `device-lab devices calibrate-meter` prints it;
+                                      # of several alike the one with `device: 1-0040`, by its bus
 
 Relative paths of this host start at the file's folder.  A runtime with a C library in ``libraries``
 is measured by the native agent; every other by the Python agent, with the device's ``python``.
@@ -129,6 +130,7 @@ class OwnMeter(Calibration):
     Args:
         name: as the device spells it; any its profile names if none is given.
         kind: which of several of that name.
+        device: which of several of that name and kind: what it is called on its bus (``1-0040``).
         rails: labels of the channels that are summed up.
         covers: what the power is of, for people.
         replay: a recorded energy run that is replayed instead, for scripted devices.
@@ -136,6 +138,7 @@ class OwnMeter(Calibration):
 
     name: Annotated[str, Field(min_length=1)] | None = None
     kind: MeterKind | None = None
+    device: Annotated[str, Field(min_length=1)] | None = None
     rails: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     covers: Annotated[str, Field(min_length=1)] | None = None
     replay: HostFile | None = None

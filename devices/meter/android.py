@@ -4,9 +4,11 @@
 
     CH3(T=358356)[S2M_VDD_CPUCL2], 761330
 
-where T is when that channel was last read, in ms since boot by another clock than ours (it goes on
-in sleep), and the energy is cumulative, in µW·s.  So a channel's curve is drawn over its own T, and
-laid beneath our clock where the two came closest.
+where T is the time in ms over which that channel has accumulated its energy: from where its
+measurement began to its last update, by a clock that is not ours (it goes on in sleep).  Only the
+``t`` of the first line is since boot.  The energy is cumulative, in µW·s.  So a channel's curve is
+drawn over its own T, of which only differences count, and laid beneath our clock where the two came
+closest.
 
 *Source*: Google's own code, the Pixel power stats service (hardware/google/pixel, powerstats) and
 the s2mpg1x drivers.
@@ -31,7 +33,8 @@ from profiles.records import Samples
 _LINE = re.compile(r"CH[0-9]+\(T=([0-9]{1,15})\)\[([^\]]{1,80})\], ([0-9]{1,20})", re.ASCII)
 #: ULLONG_MAX stands for a channel that could not be read; nothing near it was ever counted.
 _UNKNOWN_UJ = 1 << 63
-#: How often the chip's accumulators are read, where T does not tell.  Chosen.
+#: How often the chip's accumulators are taken to be read.  Chosen, not measured: what is slower
+#: shows in the readings.
 _UPDATE_NS = 100_000_000
 #: The two clocks run alike while the device is awake: what moves more was asleep, or began anew.
 _SLEPT_NS = 200_000_000

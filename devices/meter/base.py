@@ -103,4 +103,8 @@ class Meter(Protocol):
         """What of a reading is another one once the sensor has a new value."""
 
     def charging(self, values: Texts) -> bool:
-        """Whether anything but the device took part in what these readings say."""
+        """Whether anything but the device took part in what these readings say.
+
+        Raises:
+            MeterError: if they should say so, and do not.
+        """

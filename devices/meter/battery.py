@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from devices.facts.supplies import is_online
 from devices.meter.base import About, Sampling, Texts
 from devices.meter.curve import clock, from_power, number, numbers
 from devices.meter.wanted import Wanted
@@ -21,8 +22,7 @@ from profiles.errors import MeterError
 from profiles.records import Samples
 
 CALIBRATE = "device-lab devices calibrate-meter {device}"
-#: *Source*: chosen after the gauges' manuals: TI's bq27441 renews its values every second, Maxim's
-#: MAX17050 every 0.18 s; what is slower shows in the readings.
+#: Chosen, by no document: gauges differ, and what is slower shows in the readings.
 _UPDATE_NS = 1_000_000_000
 #: A battery's voltage lies between these: what does not is in another unit than µV.  Chosen.
 _VOLTAGES_UV = (1e6, 1e8)
@@ -71,14 +71,24 @@ class Battery:
         return tuple(texts[: self.readings])
 
     def charging(self, values: Texts) -> bool:
-        """Unless the battery says that it discharges, and no charger that it is there."""
-        return any(self._charged(texts[self.readings :]) for texts in values)
+        """Unless the battery says that it discharges, and no charger that it is there.
 
-    def _charged(self, texts: Sequence[str]) -> bool:
-        words = [text.strip() for text in texts]
+        Raises:
+            MeterError: if neither said anything in all these readings.
+        """
+        told = [[text.strip() for text in texts[self.readings :]] for texts in values]
+        if not any(map(any, told)):
+            raise MeterError(
+                f"{self.about.title} was read, but not whether it is charged: its current may be"
+                " another's",
+                "may this login read its status and its charger's online?",
+            )
+        return any(map(self._charged, told))
+
+    def _charged(self, words: Sequence[str]) -> bool:
         if self.status and words and words[0] not in ("Discharging", ""):
             return True
-        return "1" in (words[1:] if self.status else words)
+        return any(map(is_online, words[1:] if self.status else words))
 
 
 def power_supply(entry: Mapping[str, Any], wanted: Wanted) -> Battery:

@@ -29,7 +29,7 @@ release() { for p in $pids; do kill "$p" 2>/dev/null; done; pids=; }
 trap release EXIT
 trap 'exit 1' HUP INT TERM PIPE
 now() { read -r up rest < /proc/uptime; }
-lines() { while IFS= read -r line; do echo " $line"; done; }
+lines() { while IFS= read -r line || [ -n "$line" ]; do echo " $line"; done; }
 load() {
   i=0
   while [ "$i" -lt "$cores" ]; do

@@ -9,7 +9,7 @@ own charge counter; where neither does, it stays unknown.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,9 @@ import numpy as np
 from devices.meter.base import Meter
 from devices.meter.battery import Battery
 from devices.meter.busy import PAUSE_S, observed
-from devices.meter.curve import number
+from devices.meter.curve import number, pace_ns
 from devices.meter.selection import to_calibrate
+from devices.meter.sysfs import Channels
 from devices.meter.understanding import seen, understood
 from devices.session import Session
 from profiles.energy import EnergyRun, energy_of_run
@@ -156,7 +157,15 @@ def _without_counter(meter: Meter, details: Mapping[str, Any]) -> dict[str, Any]
     power = details["power"]
     own = len(meter.sampling().files) or 1
     values = [texts[:own] for texts in power["values"]]
-    return understood(meter, {**details, "power": {**power, "values": values}})
+    return understood(_as_read(meter, power), {**details, "power": {**power, "values": values}})
+
+
+def _as_read(meter: Meter, power: Mapping[str, Any]) -> Meter:
+    """A sensor that is no quicker than it was read: some shells can only sleep whole seconds."""
+    if len(power["at_ns"]) < 2 or not isinstance(meter, Battery | Channels):
+        return meter
+    update_ns = max(meter.about.update_ns, pace_ns(np.array(power["at_ns"], dtype=np.int64)))
+    return replace(meter, about=replace(meter.about, update_ns=update_ns))
 
 
 def _step(run: EnergyRun) -> tuple[float, float]:

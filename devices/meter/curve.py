@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from devices.meter.base import Texts
+from devices.meter.base import Sampling, Texts
 from profiles.energy import Trace
 from profiles.errors import MeterError
 from profiles.records import Samples
@@ -72,14 +72,22 @@ def clock(at_ns: ArrayLike) -> Samples:
     return times
 
 
-def from_power(at_ns: Samples, power_uw: Numbers, period_ns: int) -> Trace:
-    """The trapezoidal rule between neighbouring readings.
+def pace_ns(at_ns: Samples) -> int:
+    """Nanoseconds from one reading to the next, as they came: the median."""
+    return int(np.median(np.diff(at_ns)))
+
+
+def from_power(at_ns: Samples, power_uw: Numbers, update_ns: int, had_ns: int = 0) -> Trace:
+    """The trapezoidal rule between neighbouring readings; a gap is not covered that is longer than
+    :data:`MOST_PERIODS` periods, be they the sensor's or of its readings.
 
     Args:
         at_ns: shape ``(n,)``, increasing.
         power_uw: shape ``(n,)``; NaN for a reading that could not be understood.
-        period_ns: of the sensor, or of the readings where these are rarer.
+        update_ns: from one new value of the sensor to the next.
+        had_ns: from one reading to the next where no more can be had than that.
     """
+    period_ns = max(update_ns, Sampling.of(update_ns).period_ns, had_ns)
     lasted_ns = np.diff(at_ns)
     mean_uw = (power_uw[1:] + power_uw[:-1]) / 2
     covered = ~np.isnan(mean_uw) & (lasted_ns <= MOST_PERIODS * period_ns)

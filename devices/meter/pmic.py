@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from devices.meter.base import About, Sampling, Texts
-from devices.meter.curve import clock, from_power, numbers
+from devices.meter.curve import clock, from_power, numbers, pace_ns
 from devices.meter.wanted import Wanted
 from profiles.energy import Trace
 from profiles.records import Samples
@@ -28,7 +28,8 @@ _LINE = re.compile(
     r"^\s*(\S{1,40})_([AV]) (?:current|volt)\([0-9]+\)=(-?[0-9]{1,6}(?:\.[0-9]{1,12})?)([AV])\s*$",
     re.ASCII | re.MULTILINE,
 )
-#: The chip is asked anew each time; twelve rails take its firmware some milliseconds.  Chosen.
+#: Chosen, not measured: the chip is asked anew each time, and what the command takes shows in the
+#: readings.
 _UPDATE_NS = 100_000_000
 
 
@@ -46,7 +47,9 @@ class Pmic:
     def trace(self, at_ns: Samples, values: Texts) -> Trace:
         """See :class:`devices.meter.base.Meter`."""
         power_uw = numbers(self.about.title, values, self._power_uw)
-        return from_power(clock(at_ns), power_uw, self.about.update_ns)
+        times = clock(at_ns)
+        # The chip is asked by each reading: what the command takes is the sensor's own period.
+        return from_power(times, power_uw, self.about.update_ns, pace_ns(times))
 
     def _power_uw(self, texts: Sequence[str]) -> float | None:
         watts = rails(texts[0])

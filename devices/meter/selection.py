@@ -1,7 +1,8 @@
 """Which of a device's power sensors is used.
 
 The one the inventory names; else the first of its profile's that the device shows, and that can be
-read and is calibrated; else one whose unit the kernel's ABI fixes.
+read and is calibrated; else one whose unit the kernel's ABI fixes.  Where several fit alike, none
+is taken: their order changes from boot to boot.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ def find_meter(device: Device, facts: Mapping[str, Any]) -> Meter:
     entries = _once(facts.get("meters", ()))
     problems: list[MeterError] = []
     for some, wanted in candidates(device, entries):
+        _check_single(device, some)
         try:
             return build(some, wanted)
         except MeterError as error:
@@ -64,13 +66,14 @@ def to_calibrate(device: Device, facts: Mapping[str, Any]) -> Meter:
         raise MeterError("a replay needs no calibration", device=device.id)
     entries = _once(facts.get("meters", ()))
     found = list(candidates(device, entries))
-    if not (device.meter.name or device.meter.kind):
+    if not _named(device.meter):
         batteries = [entry for entry in entries if entry["kind"] == "power_supply"]
         found += [([entry], _wanted(device.meter, None)) for entry in batteries]
         found.sort(key=lambda each: each[0][0]["kind"] != "power_supply")
     problems: list[MeterError] = []
     for some, wanted in found:
         try:
+            _check_single(device, some)
             return build(some, replace(wanted, current_sign=1, current_ua=1))
         except MeterError as error:
             problems.append(error)
@@ -78,26 +81,25 @@ def to_calibrate(device: Device, facts: Mapping[str, Any]) -> Meter:
 
 
 def candidates(device: Device, entries: Sequence[Entry]) -> Iterator[Candidate]:
-    """Sensors that may be used, the best first, with what is known of each."""
+    """Sensors that may be used, the best first, with what is known of each; several where nothing
+    tells which of them is meant."""
     own = device.meter
     known = device.details().meters
-    if own.name or own.kind:
-        for entry in entries:
-            if _is_meant(own, entry):
-                told = next((m for m in known if m.fits(entry["kind"], entry["name"])), None)
-                zone = entry["name"] if entry["kind"] == "powercap" else None
-                yield _with_siblings(entry, entries), _wanted(own, told, zone=zone)
+    if _named(own):
+        meant = [entry for entry in entries if _is_meant(own, entry)]
+        for alike in _by_kind_and_name(meant):
+            told = next((m for m in known if m.fits(alike[0]["kind"], alike[0]["name"])), None)
+            zone = alike[0]["name"] if alike[0]["kind"] == "powercap" else None
+            wanted = _wanted(own, told, zone=zone)
+            yield _narrowed(alike, wanted.rails, entries), wanted
         return
     for told in known:
-        for entry in entries:
-            if told.fits(entry["kind"], entry["name"]):
-                yield _with_siblings(entry, entries), _wanted(own, told)
-                break
+        if found := [entry for entry in entries if told.fits(entry["kind"], entry["name"])]:
+            wanted = _wanted(own, told)
+            yield _narrowed(found, wanted.rails, entries), wanted
     for kind, pattern, covers in _FIXED_BY_ABI:
-        for entry in entries:
-            if entry["kind"] == kind and fnmatchcase(entry["name"], pattern):
-                yield _with_siblings(entry, entries), _wanted(own, None, covers)
-                break
+        if found := [e for e in entries if e["kind"] == kind and fnmatchcase(e["name"], pattern)]:
+            yield _narrowed(found, own.rails, entries), _wanted(own, None, covers)
 
 
 def _once(entries: Sequence[Entry]) -> list[Entry]:
@@ -112,15 +114,62 @@ def _once(entries: Sequence[Entry]) -> list[Entry]:
     return [e for e in entries if not (e["kind"] == "hwmon" and e["name"] in batteries)]
 
 
+def _named(own: OwnMeter) -> str:
+    """How the inventory says which sensor is meant; empty where it does not."""
+    return own.name or own.device or own.kind or ""
+
+
 def _is_meant(own: OwnMeter, entry: Entry) -> bool:
-    return own.name in (None, entry["name"]) and own.kind in (None, entry["kind"])
+    return (
+        own.name in (None, entry["name"])
+        and own.kind in (None, entry["kind"])
+        and own.device in (None, entry.get("device"))
+    )
 
 
-def _with_siblings(entry: Entry, entries: Sequence[Entry]) -> Sequence[Entry]:
-    """All zones of powercap: packages are summed up."""
-    if entry["kind"] != "powercap":
-        return [entry]
-    return [each for each in entries if each["kind"] == "powercap"]
+def _by_kind_and_name(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
+    """In an order that stays; the zones of powercap have one of their own."""
+    found = dict.fromkeys((entry["kind"], entry["name"]) for entry in entries)
+    for kind, name in sorted(found, key=lambda one: "" if one[0] == "powercap" else one[1]):
+        yield [entry for entry in entries if (entry["kind"], entry["name"]) == (kind, name)]
+
+
+def _narrowed(
+    alike: Sequence[Entry], rails: Sequence[str], entries: Sequence[Entry]
+) -> Sequence[Entry]:
+    """Those that have all labels asked for, where any has; all zones of powercap: packages are
+    summed up."""
+    if alike[0]["kind"] == "powercap":
+        return [each for each in entries if each["kind"] == "powercap"]
+    return [entry for entry in alike if rails and set(rails) <= set(_labels(entry))] or alike
+
+
+def _labels(entry: Entry) -> list[str]:
+    texts = entry.get("texts", {})
+    told = [text for file, text in texts.items() if file.endswith("_label")]
+    return list(dict.fromkeys([*entry.get("rails", ()), *told]))
+
+
+def _check_single(device: Device, some: Sequence[Entry]) -> None:
+    """Nobody can tell several of a kind apart by the order they are listed in.
+
+    Raises:
+        MeterError: if it would have to be told so.
+    """
+    if len(some) < 2 or some[0]["kind"] == "powercap":
+        return
+    shown = ", ".join(
+        f"{entry['name']} ({entry['kind']}, {entry.get('device') or 'no device told'}:"
+        f" {', '.join(_labels(entry)) or 'no labels'})"
+        for entry in some
+    )
+    raise MeterError(
+        f"{len(some)} of its power sensors fit alike, and their order changes from boot to boot:"
+        f" {shown}",
+        "say which under 'meter:' in its entry: by 'device:', by 'rails:' that only one has,"
+        " or by 'name:' where their names differ",
+        device.id,
+    )
 
 
 def _wanted(
@@ -150,8 +199,7 @@ def _nothing(
         hints = dict.fromkeys(problem.hint for problem in problems if problem.hint)
         said = "; ".join(dict.fromkeys(problem.message for problem in problems))
         return MeterError(said, "; ".join(hints).replace("DEVICE", device.id), device.id)
-    if device.meter.name or device.meter.kind:
-        named = device.meter.name or device.meter.kind
+    if named := _named(device.meter):
         hint = f"it shows {shown or 'none'}: correct 'meter:' in its entry"
         return MeterError(f"it shows no power sensor {named}", hint, device.id)
     if shown:

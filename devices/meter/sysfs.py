@@ -21,11 +21,12 @@ from profiles.energy import Trace
 from profiles.errors import MeterError
 from profiles.records import Samples
 
-#: *Source*: Linux, drivers/hwmon/ina2xx.c: an INA226 averages 16 conversions of 2 x 1.1 ms each.
-#: An INA219 (drivers/iio/adc/ina2xx-adc.c, 1.1 ms) and an INA3221 (drivers/hwmon/ina3221.c, 6.6 ms
-#: for three channels) are quicker.
+#: *Source*: Linux, drivers/hwmon/ina2xx.c: an INA226 is set to average 16 conversions of 2.2 ms
+#: (``INA226_CONFIG_DEFAULT``, ``INA226_TOTAL_CONV_TIME_DEFAULT``), 35 ms.  Chosen for its
+#: relatives, too, of which no document was looked up; who sets one otherwise gives ``update_ms``.
 _INA_UPDATE_NS = 40_000_000
-#: *Source*: Intel, Software Developer's Manual 3B, 15.10.1: about every millisecond.
+#: *Source*: Intel, Software Developer's Manual 3B, "Package RAPL Domain" (14.9.3, in later editions
+#: under another number): MSR_PKG_ENERGY_STATUS is updated every ~1 ms.  Taken for its like, too.
 _RAPL_UPDATE_NS = 1_000_000
 #: More than any processor package takes: what a counter seems to have grown by faster than this, it
 #: has not; it began anew.  Chosen.
@@ -74,8 +75,7 @@ class Channels:
     def trace(self, at_ns: Samples, values: Texts) -> Trace:
         """See :class:`devices.meter.base.Meter`."""
         power_uw = numbers(self.about.title, values, self._power_uw)
-        period_ns = max(self.about.update_ns, self.sampling().period_ns)
-        return from_power(clock(at_ns), power_uw, period_ns)
+        return from_power(clock(at_ns), power_uw, self.about.update_ns)
 
     def _power_uw(self, texts: Sequence[str]) -> float | None:
         total, begin = 0.0, 0
@@ -140,30 +140,31 @@ def iio(entry: Mapping[str, Any], wanted: Wanted) -> Channels:
     channels = dict(_iio_channels(entry))
     labels = wanted.of_some(entry, list(channels))
     about = wanted.about(entry, _TRAPEZOID, _INA_UPDATE_NS, documented=True)
-    return Channels(about, str(entry["path"]), tuple(channels[label] for label in labels))
+    chosen = tuple(_iio_channel(entry, *channels[label]) for label in labels)
+    return Channels(about, str(entry["path"]), chosen)
 
 
-def _iio_channels(entry: Mapping[str, Any]) -> Iterator[tuple[str, Channel]]:
+def _iio_channels(entry: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, str]]]:
+    """By label: ``power``, or ``current`` where there are volts, too, and the channel's number."""
     files = set(entry["files"])
     powers = _numbers_of(files, r"in_power([0-9]*)_raw")
     for number_ in powers:
-        offset, scale = _iio_scale(entry, "power", number_)
-        yield (
-            _iio_label(entry, "power", number_),
-            Channel((f"in_power{number_}_raw",), (offset,), (1000 * scale,)),
-        )
+        yield _iio_label(entry, "power", number_), ("power", number_)
     for number_ in () if powers else _numbers_of(files, r"in_current([0-9]*)_raw"):
-        if f"in_voltage{number_}_raw" not in files:
-            continue
-        volts, amperes = (_iio_scale(entry, of, number_) for of in ("voltage", "current"))
-        yield (
-            _iio_label(entry, "current", number_),
-            Channel(
-                (f"in_voltage{number_}_raw", f"in_current{number_}_raw"),
-                (volts[0], amperes[0]),
-                (volts[1], amperes[1]),
-            ),
-        )
+        if f"in_voltage{number_}_raw" in files:
+            yield _iio_label(entry, "current", number_), ("current", number_)
+
+
+def _iio_channel(entry: Mapping[str, Any], of: str, number_: str) -> Channel:
+    if of == "power":
+        offset, scale = _iio_scale(entry, "power", number_)
+        return Channel((f"in_power{number_}_raw",), (offset,), (1000 * scale,))
+    volts, amperes = (_iio_scale(entry, each, number_) for each in ("voltage", "current"))
+    return Channel(
+        (f"in_voltage{number_}_raw", f"in_current{number_}_raw"),
+        (volts[0], amperes[0]),
+        (volts[1], amperes[1]),
+    )
 
 
 def _iio_label(entry: Mapping[str, Any], of: str, number_: str) -> str:
@@ -172,12 +173,20 @@ def _iio_label(entry: Mapping[str, Any], of: str, number_: str) -> str:
 
 
 def _iio_scale(entry: Mapping[str, Any], of: str, number_: str) -> tuple[float, float]:
-    """Offset and scale of a channel: its own, else that of all of its kind, else none."""
+    """Offset and scale of a channel: its own, else that of all of its kind.
+
+    Without an offset there is none; without a scale nobody knows what a number stands for.
+    """
     texts = entry.get("texts", {})
     found = []
-    for what, usual in (("offset", "0"), ("scale", "1")):
+    for what, usual in (("offset", "0"), ("scale", "")):
         text = texts.get(f"in_{of}{number_}_{what}", texts.get(f"in_{of}_{what}", usual))
         value = number(text)
+        if not text:
+            raise MeterError(
+                f"{entry['name']} does not tell the {what} of its {of}{number_}",
+                "name another sensor, or other 'rails:', under 'meter:'",
+            )
         if value is None:
             raise MeterError(f"{entry['name']} says {text[:40]!r} for the {what} of its {of}")
         found.append(value)

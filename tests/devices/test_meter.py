@@ -145,6 +145,31 @@ def test_a_scale_that_is_no_number_is_refused():
         build([{**entry, "texts": texts}], Wanted())
 
 
+@pytest.mark.parametrize(
+    ("kind", "scale", "of"),
+    [
+        ("iio power", "in_power2_scale", "power2"),
+        ("iio volts and amperes", "in_voltage_scale", "voltage1"),
+        ("iio volts and amperes", "in_current1_scale", "current1"),
+    ],
+)
+def test_a_scale_that_is_not_told_is_not_taken_for_one(kind, scale, of):
+    entry = KINDS[kind].entries[0]
+    texts = {name: text for name, text in entry["texts"].items() if name != scale}
+    with pytest.raises(MeterError, match=f"ina219 does not tell the scale of its {of}"):
+        build([{**entry, "texts": texts}], Wanted())
+    offsets = {name: text for name, text in entry["texts"].items() if "offset" not in name}
+    (channel,) = build([{**entry, "texts": offsets}], Wanted()).channels  # type: ignore[attr-defined]
+    assert set(channel.offsets) == {0.0}
+
+
+def test_a_scale_of_a_channel_that_does_not_count_is_nobodys_business():
+    entry = KINDS["iio power"].entries[0]
+    files, texts = [*entry["files"], "in_power3_raw"], entry["texts"]
+    meter = build([{**entry, "files": files, "texts": texts}], Wanted(rails=("power2",)))
+    assert meter.sampling().files == (f"{entry['path']}/in_power2_raw",)
+
+
 def test_one_who_may_not_read_is_told():
     with pytest.raises(MeterError, match="may not be read by this login"):
         build([{**KINDS["ina219"].entries[0], "unreadable": True}], Wanted())
@@ -304,6 +329,9 @@ def test_what_is_no_use_is_told(entry, message):
         ("Discharging", "0", False),
         ("Discharging", "", False),
         ("Discharging", "1", True),
+        ("Discharging", "2", True),
+        ("", "2", True),
+        ("", "0", False),
         ("Charging", "0", True),
         ("Not charging", "0", True),
         ("Full", "0", True),
@@ -316,6 +344,25 @@ def test_a_battery_is_charged_unless_it_says_otherwise(status, online, charged):
     assert meter.charging([row, [*row[:2], f"{status}\n", f"{online}\n"], row]) is charged
     details = {"power": {"at_ns": at(0, 1).tolist(), "values": [row, [*row[:2], status, online]]}}
     assert understood(meter, details)["trace"]["charging"] is charged
+
+
+@pytest.mark.parametrize("files", [("current_now", "voltage_now", "status"), ()])
+def test_a_battery_that_never_says_whether_it_is_charged_is_in_trouble(files):
+    meter = build([battery(*files)], Wanted(current_sign=-1, current_ua=1))
+    rows = [["-1000000", "3900000", "\n", ""]] * 2
+    details = {"power": {"at_ns": at(0, 1).tolist(), "values": rows}}
+    found = understood(meter, details)
+    assert "not whether it is charged" in found["meter"]["trouble"]
+    assert found["trace"]["at_ns"] == []
+    once = [*rows, ["-1000000", "3900000", "Discharging", ""]]
+    assert meter.charging(once) is False
+
+
+def test_a_battery_without_a_status_is_charged_by_its_chargers():
+    meter = build([battery("power_now")], Wanted(current_sign=1))
+    assert [meter.charging([["5", text]]) for text in ("0", "1", "2\n")] == [False, True, True]
+    with pytest.raises(MeterError, match="not whether it is charged"):
+        meter.charging([["5", ""], ["5", "\n"]])
 
 
 def test_a_voltage_in_another_unit_is_not_believed():
@@ -417,3 +464,25 @@ def test_three_periods_are_the_longest_gap():
     times = at(0, 0.04, 0.04 + 0.12, 0.16 + 0.121)
     values = KINDS["ina219"].values(constant(), times)
     assert meter.trace(times, values).covered.tolist() == [True, True, False]
+
+
+# --- readings that are rare ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["battery", "battery in watts", "pmic", "ina219"])
+def test_a_sensor_faster_than_it_can_be_read_is_covered(name):
+    """Of 5 ms; the shortest sampling period is 20 ms."""
+    kind = replace(KINDS[name], length_s=3.0)
+    meter = kind.meter(update_ms=5)
+    times = kind.times(period_ns=meter.sampling().period_ns)
+    assert meter.trace(times, kind.values(constant(), times)).covered.all()
+
+
+def test_a_slow_command_is_judged_by_what_can_be_had():
+    kind = replace(KINDS["pmic"], length_s=30.0)
+    times = np.delete(kind.times(period_ns=700_000_000), [9, 10, 11])
+    covered = kind.meter().trace(times, kind.values(constant(), times)).covered
+    assert covered.tolist() == [place != 8 for place in range(len(times) - 1)]
+    # A sensor that the agent can read as often as it must is not.
+    ina219 = KINDS["ina219"]
+    assert not ina219.meter().trace(times, ina219.values(constant(), times)).covered.any()

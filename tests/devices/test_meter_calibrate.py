@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from typing import Any
 
 import numpy as np
@@ -169,6 +170,20 @@ def test_a_sensor_whose_unit_is_fixed_is_compared():
     assert "--reference-mw" in judged(meter, details, SECONDS, None, False).remarks[0]
 
 
+def test_a_shell_that_sleeps_whole_seconds_calibrates_too():
+    """Of an INA a gap of 120 ms is too long elsewhere."""
+    details = readings()
+    levels = np.repeat([1e6, 3e6, 1e6], SECONDS)
+    noise = np.random.default_rng(1).standard_normal(len(levels))
+    details["power"] = {
+        "at_ns": (np.arange(3 * SECONDS) * 10**9).tolist(),
+        "values": [[f"{one:.0f}"] for one in levels + 1e3 * noise],
+    }
+    told = judged(KINDS["ina219"].meter(), details, SECONDS, None, False)
+    assert told.idle_mw == pytest.approx(1000, rel=0.01)
+    assert told.loaded_mw == pytest.approx(3000, rel=0.01)
+
+
 # --- what the script prints -----------------------------------------------------------------------
 
 PRINTED = """greeting
@@ -200,3 +215,11 @@ def test_readings_are_told_apart(tmp_path):
         "values": [[" CH1(T=1)[A], 5\n CH2(T=1)[B], 6\n", ""]],
     }
     busy.observed(Canned(), KINDS["pmic"].meter(), seconds=1, cores=1)
+
+
+def test_a_last_line_without_its_end_is_read_too(tmp_path):
+    (tmp_path / "power").write_text("one\n two")
+    functions = busy._SCRIPT.partition("observe idle-before")[0]
+    argv = ["sh", "-c", f'{functions}\nlines < "$1"', "sh", *"12345", str(tmp_path / "power")]
+    done = subprocess.run(argv, capture_output=True, check=True, text=True, timeout=60)
+    assert done.stdout == " one\n  two\n"

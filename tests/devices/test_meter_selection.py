@@ -141,6 +141,96 @@ def test_unreadable_files_are_told_by_the_device():
         find_meter(entry("linux-x86_64"), parse(text, "@@@"))
 
 
+# --- several alike ------------------------------------------------------------------------------
+
+
+def ina226(number: int, label: str = "", device: str = "") -> dict[str, Any]:
+    more = {"texts": {"power1_label": label}, "rails": [label]} if label else {"texts": {}}
+    return {
+        "kind": "hwmon",
+        "name": "ina226",
+        "path": f"/sys/class/hwmon/hwmon{number}",
+        "files": ["power1_input"],
+        **more,
+        **({"device": device} if device else {}),
+    }
+
+
+def file_of(meters: list[dict[str, Any]], **meter: Any) -> str:
+    """What is read, in whichever order the sensors are listed."""
+    (found,) = {
+        find_meter(entry("linux-x86_64", **meter), {"meters": order}).sampling().files
+        for order in (meters, meters[::-1])
+    }
+    return found[0]
+
+
+TWO = [ina226(0, "VDD_CPU", "1-0040"), ina226(1, "VDD_SOC", "1-0041")]
+
+
+@pytest.mark.parametrize(
+    "meter",
+    [
+        {},
+        {"name": "ina226"},
+        {"kind": "hwmon"},
+        {"name": "ina226", "kind": "hwmon"},
+        {"name": "ina226", "rails": ["VDD_GPU"]},
+        {"rails": ["power1"]},
+    ],
+)
+def test_of_several_alike_none_is_taken(meter):
+    board = entry("linux-x86_64", **meter)
+    for ask in (find_meter, to_calibrate):
+        with pytest.raises(MeterError, match="2 of its power sensors fit alike") as caught:
+            ask(board, {"meters": TWO})
+        assert "ina226 (hwmon, 1-0041: VDD_SOC)" in caught.value.message
+        assert "'device:'" in caught.value.hint and "'rails:'" in caught.value.hint
+        assert caught.value.device == "board"
+    bare = [ina226(0), ina226(1)]
+    with pytest.raises(MeterError, match=r"ina226 \(hwmon, no device told: no labels\)"):
+        find_meter(board, {"meters": bare})
+
+
+def test_one_of_several_is_told_by_what_stays():
+    second = "/sys/class/hwmon/hwmon1/power1_input"
+    assert file_of(TWO, name="ina226", rails=["VDD_SOC"]) == second
+    assert file_of(TWO, rails=["VDD_SOC"]) == second
+    assert file_of(TWO, name="ina226", device="1-0041") == second
+    assert file_of(TWO, device="1-0041") == second
+    other = [TWO[0], {**TWO[1], "name": "ina219"}]
+    assert file_of(other, name="ina219") == second
+    with pytest.raises(MeterError, match="fit alike"):
+        file_of(other)
+    with pytest.raises(MeterError, match="no power sensor 1-0042"):
+        file_of(TWO, device="1-0042")
+
+
+def test_a_profiles_sensor_is_the_one_that_has_its_rails():
+    facts = facts_of("jetson-orin-nano")
+    (own,) = facts["meters"]
+    labels = {name: f"{text}_B" for name, text in own["texts"].items() if "label" in name}
+    path = own["path"].replace(own["path"][-1], "9")
+    stranger = {**own, "path": path, "texts": labels, "rails": list(labels.values())}
+    for meters in ([stranger, own], [own, stranger]):
+        found = find_meter(entry("jetson-orin-nano"), {"meters": meters})
+        assert found.sampling().files[0].startswith(own["path"])
+    with pytest.raises(MeterError, match="fit alike"):
+        find_meter(entry("jetson-orin-nano"), {"meters": [own, {**own, "path": path}]})
+
+
+def test_sensors_of_another_name_do_not_change_places():
+    """The first by name that can be used, where only the kind is told."""
+    first, last = battery(), {**battery(), "name": "bms", "path": "/sys/class/power_supply/bms"}
+    files = {
+        find_meter(entry("linux-x86_64", kind="power_supply", **CALIBRATED), {"meters": order})
+        .sampling()
+        .files[0]
+        for order in ([first, last], [last, first])
+    }
+    assert files == {"/sys/class/power_supply/battery/current_now"}
+
+
 # --- the inventory ------------------------------------------------------------------------------
 
 
@@ -173,9 +263,10 @@ def test_another_calibration_is_another_measurement(tmp_path):
             {"name": "battery", "current_sign": 1},
             {"name": "battery", "current_sign": 1, "current_ua": 1000},
             {"rails": ["S5M_VDD_INT"]},
+            {"device": "1-0040"},
         )
     }
-    assert len(words) == 6
+    assert len(words) == 7
     assert entry("pixel-7", covers="a").meter_word() == entry("pixel-7").meter_word()
     assert entry("pixel-8").meter_word() != entry("pixel-7").meter_word()
 
