@@ -59,7 +59,8 @@ def ending(trial: Trial, early: str = "") -> tuple[str, str]:
         return "open", f"{early} after {runs}; run again to go on"
     if verdict.status == "refused":
         return "refused", verdict.why()
-    stopped = why_stopped(_medians(trial), trial.plan)
+    medians = _medians(trial)
+    stopped = why_stopped(medians, trial.plan, _attempts(trial) - len(medians))
     return "accepted", f"{early}: {stopped}" if early else stopped
 
 
@@ -186,11 +187,15 @@ class Rounds:
         )
         now = self._session.settle(turn[0].condition, ground.tell)
         try:
-            self._one_process(turn, round_, {**ground.readings, **now})
+            self._one_process(turn, round_, {**ground.readings, **now, **self._when(round_)})
         except AgentError as error:
             for trial in turn:
                 self._due.discard(trial.key)
                 self._close(trial, "failed", error.message)
+
+    def _when(self, round_: int) -> dict[str, int]:
+        """What runs are paired by: a run's number counts those that broke off, too."""
+        return {"round": round_, "fence": self._session.lease.fence}
 
     def _close(self, trial: Trial, status: str, reason: str) -> None:
         self._store.close_trial(trial.key, status, reason, fence=self._session.lease.fence)

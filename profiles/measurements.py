@@ -19,6 +19,7 @@ from profiles.records import (
     Measurement,
     Memory,
     Parity,
+    Reason,
     Run,
     Samples,
     Trial,
@@ -43,21 +44,26 @@ def summary_of(trial: Trial) -> Summary:
 
 
 def siblings(trials: Iterable[Trial]) -> list[Siblings]:
-    """Trials that are of one artifact, device, way there, runtime, condition and agent.
+    """Trials that are of one artifact, device, way there, runtime, agent and condition asked for.
 
     Each group has one latency; of other kinds, of which there may be several under different plans,
-    the last that was accepted, or the last.
+    the last that was accepted, or the last.  Of energy only the last sensor and calibration count:
+    what another said is no answer.  In which state a device was found, its governor and power
+    source, may differ from one to the next; :func:`conclude` says so.
     """
     groups: dict[tuple[Any, ...], list[Trial]] = {}
     for trial in trials:
         known = trial.device_serial != "unknown"
         place = trial.device_serial if known else trial.device_id
         key = (trial.artifact_sha256, place, trial.transport, trial.runtime, trial.agent)
-        groups.setdefault((*key, trial.condition), []).append(trial)
+        asked = tuple(trial.condition.requested().items())
+        groups.setdefault((*key, asked), []).append(trial)
     found: list[Siblings] = []
     for group in groups.values():
         others: dict[TrialKind, Trial] = {}
-        for trial in sorted(group, key=lambda each: each.status == "accepted"):
+        meters = [trial.plan.meter for trial in group if trial.plan.kind == "energy"]
+        present = [t for t in group if t.plan.kind != "energy" or t.plan.meter == meters[-1]]
+        for trial in sorted(present, key=lambda each: each.status == "accepted"):
             others[trial.plan.kind] = trial
         latencies = [trial for trial in group if trial.plan.kind == "latency"]
         found += [{**others, "latency": trial} for trial in latencies]
@@ -82,6 +88,7 @@ def conclude(trials: Siblings, parity: Parity | None, artifact: ArtifactRow) -> 
     if trial is None or verdict is None or made.status != "accepted":
         return made
     summary = _summary(trial, [run.samples_ns for run in verdict.runs])
+    app = trials["app"] if made.app_ns and "app" not in made.unknown else None
     return replace(
         made,
         n=summary.n,
@@ -95,7 +102,7 @@ def conclude(trials: Siblings, parity: Parity | None, artifact: ArtifactRow) -> 
         p99_ns=summary.p99_ns,
         min_ns=summary.min_ns,
         mad_ns=summary.mad_ns,
-        app_ratio=_ratio(trial, trials["app"]) if made.app_ns else None,
+        app_ratio=_ratio(trial, app) if app else None,
     )
 
 
@@ -129,6 +136,7 @@ def _unmeasured(artifact: ArtifactRow, parity: Parity | None, trial: Trial | Non
         delegates=trial.delegates if trial else (),
         device_serial=trial.device_serial if trial else "unknown",
         device_build=trial.device_build if trial else "unknown",
+        turns=trial.plan.turns if trial else "",
     )
 
 
@@ -173,11 +181,30 @@ def _with_others(made: Measurement, trials: Siblings) -> Measurement:
         if found.get(field) is None:
             unknown[kind] = trial.reason or f"its measurement is {trial.status}"
             continue
+        state = _other_state(trial, trials.get("latency"))
+        if state and kind == "app":
+            unknown[kind] = f"there is no ratio to the latency: {state.text}"
         remarks += [
             replace(remark, text=f"{kind}: {remark.text}")
-            for remark in (*verdict.reasons, *verdict.remarks)
+            for remark in (*verdict.reasons, *verdict.remarks, *([state] if state else ()))
         ]
     return replace(made, **found, unknown=unknown, remarks=tuple(remarks))
+
+
+def _other_state(trial: Trial, latency: Trial | None) -> Reason | None:
+    """What to say where the device was found in another state than for the latency."""
+    if latency is None or trial.condition == latency.condition:
+        return None
+    here, there = trial.condition, latency.condition
+    told = [
+        f"its {name} was {found}, {usual} for the latency"
+        for name, found, usual in (
+            ("governor", here.governor, there.governor),
+            ("power source", here.power_source, there.power_source),
+        )
+        if found != usual
+    ]
+    return Reason("another-state", " and ".join(told), "measure all in one state to compare them")
 
 
 def _memory(_: Trial, runs: Sequence[Run]) -> Memory | None:
@@ -185,8 +212,16 @@ def _memory(_: Trial, runs: Sequence[Run]) -> Memory | None:
     if not told:
         return None
     names = ("base_bytes", "loaded_bytes", "peak_bytes", "file_bytes")
-    medians = {name: round(statistics.median(each[name] for each in told)) for name in names}
-    return Memory(**medians, runs=len(told))
+    base, loaded, peak, file = (_median([each.get(name) for each in told]) for name in names)
+    if base is None or loaded is None:
+        return None
+    return Memory(
+        base_bytes=round(base),
+        loaded_bytes=round(loaded),
+        peak_bytes=None if peak is None else round(peak),
+        file_bytes=None if file is None else round(file),
+        runs=len(told),
+    )
 
 
 def _energy(_: Trial, runs: Sequence[Run]) -> Energy | None:

@@ -37,6 +37,7 @@ ReasonCode = Literal[
     "meter-coverage",  # the power sensor said too little, or too rarely
     "charging",  # the battery's current is not the device's
     "idle-moved",  # the device without calls took another power after than before
+    "another-state",  # governor or power source were not those of the latency it stands beside
 ]
 
 #: The runtime that executes each format, by the name used in records and on the command line.
@@ -212,6 +213,8 @@ class Plan:
         meter: for ``energy``, which sensor the inventory names and how it is calibrated, as one
             word; another calibration is another measurement.
         seed: of the order in which artifacts take turns.
+        turns: what it was measured in turns with, as one word; such a figure stands beside those
+            it took turns with, and for nothing else.
     """
 
     kind: TrialKind = "latency"
@@ -225,6 +228,7 @@ class Plan:
     period_ns: int = 0
     meter: str = ""
     seed: int = 0
+    turns: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,15 +330,16 @@ class Memory:
     Args:
         base_bytes: resident with the runtime loaded, before the model.
         loaded_bytes: resident once the model is loaded.
-        peak_bytes: the process' high-water mark (VmHWM) after calls.
-        file_bytes: of what is resident after calls, mapped from files (RssFile).
+        peak_bytes: the process' high-water mark (VmHWM) after calls; ``None`` where not told.
+        file_bytes: of what is resident after calls, mapped from files (RssFile); ``None`` where
+            not told, as before Linux 4.5.
         runs: how many.
     """
 
     base_bytes: int
     loaded_bytes: int
-    peak_bytes: int
-    file_bytes: int
+    peak_bytes: int | None
+    file_bytes: int | None
     runs: int
 
 
@@ -379,6 +384,7 @@ class Measurement:
         app_ns: the median latency of a plain application loop.
         app_ratio: the same over ``median_ns``, with the interval of the ratio.
         unknown: for ``energy``, ``memory``, ``app``, ``sustained``: why there is no figure.
+        turns: see :class:`Plan`.
     """
 
     artifact_sha256: str
@@ -421,3 +427,4 @@ class Measurement:
     energy: Energy | None = None
     memory: Memory | None = None
     unknown: Mapping[str, str] = field(default_factory=dict)
+    turns: str = ""

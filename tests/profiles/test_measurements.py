@@ -14,6 +14,7 @@ from profiles.schema import ArtifactRow
 from profiles.statistics import summarise
 from tests import builders
 from tests.profiles.test_quality import metered, series, watched
+from tools.report import figures
 
 PLAN = builders.plan(runs=3, max_runs=9)
 
@@ -176,7 +177,8 @@ def test_an_application_stays_beside_a_latency_that_was_refused():
         {"runtime": "litert"},
         {"agent": "native"},
         {"condition": Condition(threads=2)},
-        {"condition": Condition(governor="powersave")},
+        {"condition": Condition(mode="pinned")},
+        {"condition": Condition(delegate="xnnpack")},
     ],
 )
 def test_trials_of_another_setting_are_no_siblings(changes):
@@ -207,6 +209,59 @@ def test_of_several_plans_each_latency_has_the_last_accepted_of_the_others():
     groups = siblings([trial("latency"), two, *apps])
     assert [group["latency"].key for group in groups] == [trial("latency").key, "two"]
     assert {group["app"].key for group in groups} == {"app 1"}
+
+
+ON_BATTERY = Condition(governor="schedutil", power_source="battery")
+ON_MAINS = Condition(governor="schedutil", power_source="mains")
+
+
+def test_what_was_measured_in_another_state_stands_beside_the_latency_and_says_so():
+    """A phone's energy is measured on its battery, its latency on the mains."""
+    sizes = {"base_bytes": 10, "loaded_bytes": 20, "peak_bytes": 40, "file_bytes": 5}
+    memory = [replace(good(number), details={"memory": sizes}) for number in range(3)]
+    powersave = replace(ON_MAINS, governor="powersave")
+    (found,) = measured(
+        trial("latency", condition=ON_MAINS),
+        trial("energy", *(metered(number) for number in range(3)), condition=ON_BATTERY),
+        trial("memory", *memory, condition=powersave),
+        trial("app", condition=ON_BATTERY),
+        trial("sustained", condition=ON_MAINS),
+    )
+    assert found.energy is not None
+    assert found.memory is not None
+    assert found.sustained_ns is not None
+    assert found.app_ns is not None
+    assert found.app_ratio is None
+    battery = "its power source was battery, mains for the latency"
+    assert dict(found.unknown) == {"app": f"there is no ratio to the latency: {battery}"}
+    assert [(remark.code, remark.text) for remark in found.remarks] == [
+        ("another-state", "memory: its governor was powersave, schedutil for the latency"),
+        ("another-state", f"app: {battery}"),
+        ("another-state", f"energy: {battery}"),
+    ]
+
+
+def test_of_energy_only_the_last_calibration_counts():
+    def energy(meter: str, status: str) -> Trial:
+        made = trial("energy", *(metered(number) for number in range(3)), status=status)
+        return replace(made, key=f"{meter} {status}", plan=replace(made.plan, meter=meter))
+
+    old, new = energy("old", "accepted"), energy("new", "refused")
+    (group,) = siblings([trial("latency"), old, new])
+    assert group["energy"].key == "new refused"
+    (group,) = siblings([trial("latency"), new, old])
+    assert group["energy"].key == "old accepted"
+    (group,) = siblings([trial("latency"), energy("new", "accepted"), new])
+    assert group["energy"].key == "new accepted"
+
+
+def test_memory_that_a_device_tells_in_part():
+    told = {"base_bytes": 10, "loaded_bytes": 20, "peak_bytes": None}
+    runs = [replace(good(number), details={"memory": told}) for number in range(3)]
+    (found,) = measured(trial("latency"), trial("memory", *runs))
+    assert found.memory == Memory(10, 20, None, None, runs=3)
+    rows = {name: value for name, value, _ in figures.memory(found)}
+    assert (rows["peak"], rows["file-mapped"]) == ("unknown", "unknown")
 
 
 def test_what_has_no_latency_is_no_measurement():

@@ -78,7 +78,7 @@ def in_use(m: Measurement) -> Rows:
         ("sustained", *(_latency(warm) if warm else (units.UNKNOWN, _why(m, "sustained")))),
     ]
     if app:
-        found.insert(1, ("application / bench", *_ratio(m.app_ratio)))
+        found.insert(1, ("application / bench", *_ratio(m)))
     return found
 
 
@@ -93,9 +93,10 @@ def sections(m: Measurement) -> list[tuple[str, Rows]]:
     return [(heading, rows) for heading, rows in named if rows]
 
 
-def _ratio(ratio: Figure | None) -> tuple[str, str]:
+def _ratio(m: Measurement) -> tuple[str, str]:
+    ratio = m.app_ratio
     if ratio is None:
-        return units.UNKNOWN, "the bench has no figure"
+        return units.UNKNOWN, m.unknown.get("app", "the bench has no figure")
     return units.format_ratio(ratio.value), _interval(ratio.value, ratio.ci95, ratio.runs, _ratios)
 
 
