@@ -68,7 +68,7 @@ def measure(plan: dict[str, Any], emit: Emit, sampler: Optional[Sampler] = None)
         raise MissingRuntime(f"{error}; {hint(runtime)}") from error
     hello = {"event": "hello", "agent": "python", "runtime": runtime, "version": version}
     emit({**hello, "build": runtime_build(runtime)})
-    emit(environment("before"))
+    emit(environment("before", sampler.pid if sampler else 0))
     KINDS[plan["kind"]](Bench(plan, emit, CoreClocks(), sampler))
     emit(environment("after"))
     emit({"event": "done"})

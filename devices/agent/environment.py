@@ -17,18 +17,19 @@ _CORES = Path("/sys/devices/system/cpu")
 _SELF = Path("/proc/self")
 
 
-def environment(when: str) -> dict[str, Any]:
+def environment(when: str, child: int = 0) -> dict[str, Any]:
     """The event that says in which state the device is.
 
     Args:
         when: ``before`` the model is loaded, ``warm`` right before it is timed, ``after`` it.
+        child: a process of this one that lives, whose work is counted with it; or 0.
 
     Returns:
         The times in ms are sums since the device, or this process, was started: what matters is the
         difference of two.  They are read first, so that the looking itself counts for neither side.
     """
     found: dict[str, Any] = {"event": "environment", "when": when, "at_ns": time.monotonic_ns()}
-    found.update(_processor_ms())
+    found.update(_processor_ms(child))
     with contextlib.suppress(OSError):
         found["load_1min"] = os.getloadavg()[0]
     governors = sorted(set(_texts(_CORES, "cpu[0-9]*/cpufreq/scaling_governor")))
@@ -41,7 +42,7 @@ def environment(when: str) -> dict[str, Any]:
     }
 
 
-def _processor_ms() -> dict[str, int]:
+def _processor_ms(child: int) -> dict[str, int]:
     """Time that all processors were busy, and that this process had and waited for, in ms.
 
     *Source*: ``proc_stat(5)`` (user, nice, system, idle, iowait, irq, softirq, steal; in ticks) and
@@ -50,6 +51,7 @@ def _processor_ms() -> dict[str, int]:
     found: dict[str, int] = {}
     own = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     found["own_ms"] = round(1000 * sum(each.ru_utime + each.ru_stime for each in own))
+    found["own_ms"] += _used_ms(child)
     with contextlib.suppress(OSError, ValueError):
         line = Path("/proc/stat").read_text().partition("\n")[0]
         ticks = [int(word) for word in line.split()[1:9]]
@@ -61,6 +63,17 @@ def _processor_ms() -> dict[str, int]:
     if waits:
         found["waited_ms"] = sum(int(wait[1]) for wait in waits) // 10**6
     return found
+
+
+def _used_ms(child: int) -> int:
+    """What a living child, with its own that have ended, has used; 0 once it has ended itself.
+
+    *Source*: ``proc(5)``, ``/proc/PID/stat``: utime, stime, cutime and cstime, in ticks.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        words = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+        return 1000 * sum(map(int, words[11:15])) // os.sysconf("SC_CLK_TCK")
+    return 0
 
 
 def forget_peak() -> None:

@@ -9,44 +9,45 @@ import random
 import time
 from collections.abc import Callable
 
-from devices.agent.bench import Bench, Refused
+from devices.agent.bench import LEAST_SLICE_NS, Bench, Refused, warmup
 from devices.agent.energy import energy
 from devices.agent.engines import ENGINES, Engine, OnnxRuntimeEngine
 from devices.agent.environment import environment, forget_peak, memory
 from devices.agent.loading import load, load_with, loaded, open_model, read_inputs
 
-#: What an application touches between two calls: more than the last cache of a board or a phone.
+#: What an application touches between two calls, in bytes.  Chosen: more than the caches of the
+#: small boards this is made for; a phone's or a desk machine's last cache may hold more.
 OTHER_WORK_BYTES = 16 << 20
 
 
 def _latency(bench: Bench) -> None:
-    """Calls back to back; several models take turns."""
+    """Calls back to back; several models take turns.
+
+    Where it is sustained, slices last a while: of a fast model there would be thousands a second.
+    """
     plan = bench.plan
     engines = {job["id"]: load(plan, job, bench.emit) for job in plan["jobs"]}
     for job, engine in engines.items():
         bench.warm_up(job, engine, plan["warmup_iterations"], plan["warmup_ns"])
     began = time.monotonic_ns()
     bench.emit(environment("warm"))
-    if len(engines) == 1:
-        _warm_again(bench, engines, time.monotonic_ns() - began)
-    _take_turns(bench, engines)
-
-
-def _warm_again(bench: Bench, engines: dict[str, Engine], pause_ns: int) -> None:
-    """Looking at the device took a while: caches have cooled, and clocks may have fallen."""
-    plan = bench.plan
-    count = min(plan["warmup_iterations"], plan["settle_iterations"])
-    duration_ns = min(plan["warmup_ns"], pause_ns)
-    if count or duration_ns:
-        for job, engine in engines.items():
-            bench.warm_up(job, engine, count, duration_ns)
+    if len(engines) > 1:
+        _take_turns(bench, engines)
+        return
+    ((job, engine),) = engines.items()
+    # Looking at the device took a while: caches have cooled, and clocks may have fallen.
+    again = bench.warm_again(engine, time.monotonic_ns() - began)
+    if again:
+        bench.emit(warmup(job, again))
+    for each in bench.slices(engine, LEAST_SLICE_NS if plan["kind"] == "sustained" else 0):
+        bench.emit(each)
 
 
 def _take_turns(bench: Bench, engines: dict[str, Engine]) -> None:
     """Time every engine slice by slice, in a new random order each round."""
     order = random.Random(bench.plan["seed"])  # noqa: S311 - an order of turns, not a secret
     # Another model's turn has cooled the caches; a few calls bring them back, kept as warm-up.
-    settle = bench.plan["settle_iterations"] if len(engines) > 1 else 0
+    settle = bench.plan["settle_iterations"]
     for size in bench.sizes():
         turns = list(engines)
         order.shuffle(turns)
@@ -88,7 +89,8 @@ class _Pace:
         import numpy
 
         self._period_ns, self._due_ns = period_ns, 0
-        self._other_work = numpy.zeros(OTHER_WORK_BYTES // 8, dtype="int64")
+        # Not of zeros, which the system makes only once they are written to.
+        self._other_work = numpy.ones(OTHER_WORK_BYTES // 8, dtype="int64")
 
     def wait(self) -> int:
         """Returns when a call is to begin, and does so then."""

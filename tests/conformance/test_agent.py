@@ -57,7 +57,8 @@ def test_the_build_of_the_runtime(agent):
 
 
 @pytest.mark.parametrize(
-    ("iterations", "size", "slices"), [(20, 8, [8, 8, 4]), (5, 50, [5]), (6, 3, [3, 3]), (0, 1, [])]
+    ("iterations", "size", "slices"),
+    [(20, 8, [8, 8, 4]), (5, 50, [5]), (6, 3, [3, 3]), (1, 1, [1])],
 )
 def test_every_iteration_is_delivered_slice_by_slice(ort_agent, iterations, size, slices):
     events = ort_agent.measure(iterations=iterations, slice_iterations=size)
@@ -115,10 +116,22 @@ def test_slices_go_on_until_the_window_is_over(ort_agent, kind):
     window_ns = 300_000_000
     events = ort_agent.measure(kind=kind, iterations=5, slice_iterations=20, window_ns=window_ns)
     slices = [event for event in events if event["event"] == "samples"]
-    assert [len(event["ns"]) for event in slices] == [5] + [20] * (len(slices) - 1)
+    sizes = [len(event["ns"]) for event in slices]
+    if kind == "latency":
+        assert sizes == [5] + [20] * (len(slices) - 1)
+    else:  # of as many pieces as last 10 ms; the window ends the last one
+        assert {size % 20 for size in sizes} <= {0, 5}
+        assert all(sum(event["ns"]) >= 10_000_000 for event in slices[:-1])
+        assert 2 <= len(slices) <= 31
     lasted = slices[-1]["start_ns"] + sum(slices[-1]["ns"]) - slices[0]["start_ns"]
     assert 0.9 < lasted / window_ns < 5
     assert (slices[-1]["start_ns"] - slices[0]["start_ns"]) / window_ns < 1.5
+
+
+def test_sustained_iterations_are_exactly_made(ort_agent):
+    events = ort_agent.measure(kind="sustained", iterations=5000, slice_iterations=3)
+    assert len(samples(events)) == 5000
+    assert len([event for event in events if event["event"] == "samples"]) < 500
 
 
 def test_iterations_are_made_however_short_the_window(ort_agent):
@@ -150,6 +163,9 @@ def test_the_environment_before_warm_and_after(agent):
     assert [event["when"] for event in found] == ["before", "warm", "after"]
     for event in found:
         assert set(event) - MAY_BE_TOLD == TOLD
+        # Sums of time are read before the slow looking begins, as their order says.
+        assert list(event).index("at_ns") < list(event).index("own_ms")
+        assert list(event).index("busy_ms") < list(event).index("frequencies_khz")
     before, warm, after = found
     assert before["at_ns"] < warm["at_ns"] < after["at_ns"]
     order = kinds(events)

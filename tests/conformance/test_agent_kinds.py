@@ -107,6 +107,15 @@ def test_the_memory_of_a_model_is_that_of_its_weights(ort_agent, heavy_model):
     assert 0 < found["file_bytes"] < found["peak_bytes"]
 
 
+@pytest.mark.parametrize(("kind", "calls"), [("latency", 2), ("memory", 1)])
+def test_a_slice_begins_with_a_call_that_is_not_timed(ort_agent, heavy_model, kind, calls):
+    """It brings the caches back after talking.  The model takes long: what else lies between two
+    slices does not show."""
+    events = ort_agent.measure([heavy_model], kind=kind, iterations=12, slice_iterations=1)
+    step = statistics.median(later - before for before, later in pairwise(begins(events)))
+    assert calls - 0.5 < step / statistics.median(samples(events, "heavy")) < calls + 0.5
+
+
 def test_the_events_of_a_memory_run(agent):
     events = agent.measure(kind="memory", iterations=20, slice_iterations=8)
     assert kinds(events) == [
@@ -220,10 +229,11 @@ def test_an_energy_run(agent, tmp_path):
     with counting(tmp_path / "count") as written:
         events = energy_run(agent, meter(tmp_path / "count", many, none, tmp_path))
     assert kinds(events) == [
-        *("hello", "environment", "loaded", "warmup", "environment", "samples", "mark", "power"),
-        *("environment", "done"),
+        *("hello", "environment", "loaded", "warmup", "environment", "warmup", "samples"),
+        *("mark", "power", "environment", "done"),
     ]
     stretches_follow_each_other(of(events, "mark"), of(events, "samples"))
+    warmed_up_again(of(events, "mark"), of(events, "warmup"))
     (power,) = of(events, "power")
     marks = of(events, "mark")
     readings_cover(power["at_ns"], marks[0]["start_ns"], marks[-1]["end_ns"])
@@ -240,12 +250,23 @@ def stretches_follow_each_other(marks: Events, slices: Events) -> None:
     assert all(mark["end_ns"] - mark["start_ns"] >= WINDOW_NS for mark in marks)
     before, active, after = marks
     assert before["end_ns"] <= active["start_ns"]
-    assert after["start_ns"] - active["end_ns"] >= WINDOW_NS  # it settles, a second at most
+    # It settles, a window at most.
+    assert WINDOW_NS <= after["start_ns"] - active["end_ns"] < 2 * WINDOW_NS
     assert before["calls"] == after["calls"] == 0
-    assert active["calls"] == sum(len(event["ns"]) for event in slices) > 20
+    assert active["calls"] == sum(1 + len(event["ns"]) for event in slices) > 20
+    assert all(sum(event["ns"]) >= 10_000_000 for event in slices[:-1])
     assert slices[0]["start_ns"] >= active["start_ns"]
     assert slices[-1]["start_ns"] + sum(slices[-1]["ns"]) <= active["end_ns"]
     assert sum(sum(event["ns"]) for event in slices) > 0.2 * WINDOW_NS  # back to back
+
+
+def warmed_up_again(marks: Events, warmups: Events) -> None:
+    """Clocks fall while a device idles: calls that do not count come before those that do."""
+    before, active, _ = marks
+    first, again = warmups
+    assert len(first["ns"]) == 3
+    assert len(again["ns"]) >= 2
+    assert sum(again["ns"]) <= active["start_ns"] - before["end_ns"]
 
 
 def readings_cover(at_ns: list[int], start_ns: int, end_ns: int) -> None:
@@ -274,7 +295,24 @@ def test_a_command_that_does_not_exist_says_nothing(ort_agent):
     (power,) = of(events, "power")
     assert power["values"]
     assert {tuple(reading) for reading in power["values"]} == {("",)}
-    assert of(events, "mark")[1]["calls"] == len(samples(events)) == 30
+    assert len(samples(events)) == 30
+    assert of(events, "mark")[1]["calls"] == 30 + len(of(events, "samples"))
+
+
+def test_warm_up_after_idling_lasts_a_window_at_most(ort_agent):
+    given = {"warmup_ns": 200_000_000, "settle_iterations": 0}
+    events = energy_run(ort_agent, meter("/proc/uptime"), window_ns=100_000_000, **given)
+    first, again = (sum(event["ns"]) for event in of(events, "warmup"))
+    assert first >= 200_000_000
+    assert 100_000_000 <= again < first
+    before, active, _ = of(events, "mark")
+    assert active["start_ns"] - before["end_ns"] >= again
+
+
+def test_what_warms_up_by_nothing_does_not_after_idling(ort_agent):
+    given = {"warmup_iterations": 0, "window_ns": 1}
+    (first,) = of(energy_run(ort_agent, meter("/proc/uptime"), **given), "warmup")
+    assert first["ns"] == []
 
 
 def test_commands_that_hang_do_not_pile_up(ort_agent, tmp_path):

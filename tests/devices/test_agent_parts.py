@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from devices.agent import agent, environment, kinds
+from devices.agent import agent, energy, environment, kinds
 from devices.agent.bench import Refused
 from devices.agent.program import build
 from devices.agent.sampler import Sampler, sample
@@ -172,6 +172,27 @@ def run_agent(folder: Path, plan: Path, env: dict[str, str]) -> Events:
         check=True,
     )
     return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+# Energy
+
+
+@pytest.mark.parametrize(("iterations", "kept"), [(20, 100), (150, 150)])
+def test_of_many_calls_for_energy_not_all_latencies_are_kept(
+    tiny_model, monkeypatch, iterations, kept
+):
+    """All count; what the plan asked for is there."""
+    monkeypatch.setattr(energy, "KEPT_CALLS", 100)
+    sampling = {"period_ns": 10_000_000, "files": ["/proc/uptime"], "command": []}
+    plan = agent_plan(
+        [tiny_model.plan_job()],
+        **{"kind": "energy", "window_ns": 30_000_000, "iterations": iterations, "meter": sampling},
+    )
+    events: Events = []
+    agent.measure(plan, events.append, Sampler(sampling))
+    assert sum(len(event["ns"]) for event in events if event["event"] == "samples") == kept
+    (active,) = (event for event in events if event.get("what") == "active")
+    assert active["calls"] > 2 * kept
 
 
 # ExecuTorch, which has no native agent

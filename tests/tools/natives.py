@@ -19,9 +19,10 @@ HOST_CC = shutil.which("cc")
 SANITIZERS = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 
-def watched(program: Path) -> str:
+def watched(program: Path, *more: str) -> str:
     """Build the agent so that every access to memory is checked; what went wrong, if it did."""
-    words = [str(HOST_CC), "-std=c11", *SANITIZERS, "-o", str(program), *map(str, compiled())]
+    flags = ["-std=c11", *SANITIZERS, *more]
+    words = [str(HOST_CC), *flags, "-o", str(program), *map(str, compiled())]
     done = subprocess.run([*words, "-ldl"], capture_output=True, text=True, check=False)
     return done.stderr if done.returncode else ""
 

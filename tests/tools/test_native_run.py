@@ -20,7 +20,7 @@ from devices.agent.native import runtime_libraries
 from tests.builders import TinyModel, write_plan
 from tests.conformance.agents import litert_job
 from tests.processes import alive, children, eventually
-from tests.tools.natives import ORT, Events, library_of, of, run
+from tests.tools.natives import ORT, Events, library_of, of, run, watched
 
 # Libraries that are not what they should be
 
@@ -161,6 +161,28 @@ def test_a_whole_run_is_clean(watched_agent, tiny_model: TinyModel, tmp_path, na
 def energy_plan(folder: Path, job: dict[str, Any], **sampling: Any) -> Path:
     meter = {"period_ns": 10_000_000, "files": [], "command": [], **sampling}
     return write_plan(folder, [job], library=ORT, kind="energy", window_ns=50_000_000, meter=meter)
+
+
+@pytest.mark.parametrize(("iterations", "kept"), [(20, 100), (150, 150)])
+def test_of_many_calls_for_energy_not_all_latencies_are_kept(
+    tiny_model: TinyModel, tmp_path, few_kept_agent, iterations, kept
+):
+    """All count; what the plan asked for is there."""
+    plan = energy_plan(tmp_path, tiny_model.plan_job(), files=["/proc/uptime"])
+    plan.write_text(json.dumps({**json.loads(plan.read_text()), "iterations": iterations}))
+    code, events, errors = run(few_kept_agent, plan)
+    assert (code, events[-1]["event"]) == (0, "done"), errors
+    assert sum(len(event["ns"]) for event in of(events, "samples")) == kept
+    assert of(events, "mark")[1]["calls"] > 2 * kept
+
+
+@pytest.fixture(scope="module")
+def few_kept_agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    program = tmp_path_factory.mktemp("few") / "agent"
+    trouble = watched(program, "-DKEPT_CALLS=100")
+    if trouble:
+        pytest.skip(trouble)
+    return program
 
 
 def values_of(events: Events) -> set[tuple[str, ...]]:

@@ -123,8 +123,9 @@ void find_delegates(struct visit *visit);
 
 /* environment.c */
 
-/* What the device says of its state: "before" loading, "warm" before timing, and "after" it. */
-void emit_environment(const char *when);
+/* What the device says of its state: "before" loading, "warm" before timing, and "after" it.
+ * `child` is a process of this one that lives, whose work is counted with it; or 0. */
+void emit_environment(const char *when, int child);
 /* Numbers in the files PREFIX0/FILE, PREFIX1/FILE and so on are those of cores 0, 1... */
 #define CORES "/sys/devices/system/cpu/cpu"
 #define MAX_NUMBERED 256 /* cores, thermal zones */
@@ -145,13 +146,15 @@ struct series {
 
 /* Have memory for `count` latencies more, so that timing needs none. */
 void make_room(struct series *series, size_t count);
-/* Time `count` calls, back to back; returns their sum in ns. */
+/* Time `count` calls, back to back; returns their sum in ns.  There is room for them. */
 int64_t timed_calls(const struct runtime *runtime, const struct job *job, struct series *series,
                     size_t count);
 /* The last `count` latencies are a slice that began then and is over now. */
 void end_slice(struct series *series, int64_t start_ns, size_t count);
 void timed_slice(const struct runtime *runtime, const struct job *job, struct series *series,
                  size_t count);
+/* Forget the last slice's latencies but the first so many. */
+void cut_slice(struct series *series, size_t count);
 /* Say what there is, and begin anew: warm-up calls in one event, slices in one each. */
 void emit_warmup(const struct job *job, struct series *series);
 void emit_samples(const struct job *job, struct series *series);
@@ -179,10 +182,28 @@ void load_job(const struct visit *visit, struct job *job, enum purpose purpose,
               struct resident *loaded);
 /* At least so many calls, which last at least so long. */
 void warm_up(const struct visit *visit, const struct job *job, int64_t count, int64_t ns);
-/* Time a job's model slice by slice: its iterations, and until the plan's window has passed since
- * `since_ns`.  `keep` them, or say them slice by slice. */
-void take_slices(const struct visit *visit, const struct job *job, struct series *series,
-                 bool keep);
+/* Calls after so long without any, as caches have cooled and clocks may have fallen; to be said. */
+void warm_again(const struct visit *visit, const struct job *job, int64_t pause_ns,
+                struct series *series);
+int64_t smaller(int64_t a, int64_t b);
+
+/* How slices are taken.  Before a slice the host was told of the last one and the clock of the core
+ * was read, which takes a small model's code and data out of the caches: so one of calls back to
+ * back begins with one call that is not timed, which brings the caches back after talking.  It
+ * would be the slowest of each slice, and the 99th percentile that of the bench. */
+struct slicing {
+    bool keep;        /* them, or say them slice by slice */
+    bool back;        /* begin each with a call that is not timed */
+    int64_t least_ns; /* a new one begins once the calls of the last one took so long */
+    int64_t most;     /* of so many calls latencies are kept */
+};
+/* Calls of a slice last at least that long where a window of seconds is filled with them.  Chosen:
+ * a hundred slices a second show how heat and clocks go, and are told in little room. */
+#define LEAST_SLICE_NS 10000000
+/* Time a job's model slice by slice: its iterations, and until the plan's window has passed.
+ * Returns how many calls were made, timed or not. */
+int64_t take_slices(const struct visit *visit, const struct job *job, struct series *series,
+                    struct slicing how);
 void measure_app(const struct visit *visit);
 void measure_energy(const struct visit *visit);
 

@@ -5,8 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* More than the caches of the devices measured here hold, as a picture's way through an
- * application is. */
+/* What an application touches between two calls.  Chosen: more than the caches of the small boards
+ * this is made for; a phone's or a desk machine's last cache may hold more. */
 #define WORK_BYTES (16 << 20)
 #define CACHE_LINE 64
 
@@ -23,11 +23,12 @@ void measure_app(const struct visit *visit) {
     memset(memory, 1, WORK_BYTES); /* its pages are there */
     load_job(visit, job, TIMED, NULL);
     warm_up(visit, job, plan->warmup_iterations, 0);
-    emit_environment("warm");
+    emit_environment("warm", 0);
     int64_t due = 0, size;
     for (int64_t left = plan->iterations; left > 0; left -= size) {
         size = left < plan->slice_iterations ? left : plan->slice_iterations;
         int64_t start_ns = 0;
+        make_room(&series, (size_t)size);
         for (int64_t i = 0; i < size; i++, due += plan->period_ns) {
             work(memory);
             int64_t now = now_ns();

@@ -64,11 +64,26 @@ static int64_t used_us(const struct rusage *usage) {
            + usage->ru_utime.tv_usec + usage->ru_stime.tv_usec;
 }
 
-/* What this process has used of the cores, with its children that have ended. */
-static void append_own(struct text *line) {
+/* What a living child has used of the cores, with its own children that have ended; none, once it
+ * has ended itself.  Source: proc(5), /proc/PID/stat: utime, stime, cutime and cstime, in ticks. */
+static int64_t used_ms(int child) {
+    char path[40];
+    long long user = 0, system = 0, of_user = 0, of_system = 0;
+    snprintf(path, sizeof path, "/proc/%d/stat", child);
+    FILE *stream = child ? fopen(path, "r") : NULL;
+    if (!stream || fscanf(stream, "%*d (%*[^)]) %*c %*d %*d %*d %*d %*d %*d %*d %*d %*d"
+                          "%*d %lld %lld %lld %lld", &user, &system, &of_user, &of_system) != 4)
+        user = system = of_user = of_system = 0;
+    if (stream) fclose(stream);
+    return (user + system + of_user + of_system) * 1000 / sysconf(_SC_CLK_TCK);
+}
+
+/* What this process has used, with its children that have ended, and a living one. */
+static void append_own(struct text *line, int child) {
     struct rusage self, children;
     if (getrusage(RUSAGE_SELF, &self) || getrusage(RUSAGE_CHILDREN, &children)) return;
-    append(line, ",\"own_ms\":%" PRId64, (used_us(&self) + used_us(&children)) / 1000);
+    append(line, ",\"own_ms\":%" PRId64,
+           (used_us(&self) + used_us(&children)) / 1000 + used_ms(child));
 }
 
 /* How long this process' threads were ready to run and did not.
@@ -92,22 +107,24 @@ static void append_waited(struct text *line) {
     if (told) append(line, ",\"waited_ms\":%lld", sum / 1000000);
 }
 
-void emit_environment(const char *when) {
+/* Sums of time come first: what matters is the difference of two, and the looking itself, which may
+ * take long, is to count for neither side. */
+void emit_environment(const char *when, int child) {
     struct text line = {0};
     double load;
-    append(&line, "{\"event\":\"environment\",\"when\":\"%s\",\"at_ns\":%" PRId64 ",", when,
+    append(&line, "{\"event\":\"environment\",\"when\":\"%s\",\"at_ns\":%" PRId64, when,
            now_ns());
+    append_busy(&line);
+    append_own(&line, child);
+    append_waited(&line);
     FILE *stream = fopen("/proc/loadavg", "r");
-    if (stream && fscanf(stream, "%lf", &load) == 1) append(&line, "\"load_1min\":%.2f,", load);
+    if (stream && fscanf(stream, "%lf", &load) == 1) append(&line, ",\"load_1min\":%.2f", load);
     if (stream) fclose(stream);
-    append(&line, "\"frequencies_khz\":");
+    append(&line, ",\"frequencies_khz\":");
     append_numbers(&line, CORES, "cpufreq/scaling_cur_freq");
     append(&line, ",\"temperatures_mdegc\":");
     append_numbers(&line, "/sys/class/thermal/thermal_zone", "temp");
     append_governors(&line);
-    append_busy(&line);
-    append_own(&line);
-    append_waited(&line);
     append(&line, ",\"clock\":\"clock_gettime(CLOCK_MONOTONIC)\"}");
     emit(&line);
 }

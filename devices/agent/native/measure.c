@@ -2,6 +2,7 @@
 
 #include "agent.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 void load_job(const struct visit *visit, struct job *job, enum purpose purpose,
@@ -22,46 +23,77 @@ void load_job(const struct visit *visit, struct job *job, enum purpose purpose,
     emit(&line);
 }
 
+int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+static void call_for(const struct visit *visit, const struct job *job, int64_t count, int64_t ns,
+                     struct series *series) {
+    size_t piece = count ? (size_t)count : 1;
+    int64_t spent = 0;
+    while (series->count < (size_t)count || spent < ns) {
+        make_room(series, piece);
+        spent += timed_calls(visit->runtime, job, series, piece);
+    }
+}
+
 void warm_up(const struct visit *visit, const struct job *job, int64_t count, int64_t ns) {
     static struct series series;
-    size_t enough = (size_t)count;
-    int64_t spent = 0;
-    while (series.count < enough || spent < ns)
-        spent += timed_calls(visit->runtime, job, &series, enough ? enough : 1);
+    call_for(visit, job, count, ns, &series);
     emit_warmup(job, &series);
+}
+
+void warm_again(const struct visit *visit, const struct job *job, int64_t pause_ns,
+                struct series *series) {
+    const struct plan *plan = visit->plan;
+    call_for(visit, job, smaller(plan->warmup_iterations, plan->settle_iterations),
+             smaller(plan->warmup_ns, pause_ns), series);
 }
 
 static void warm_up_as_planned(const struct visit *visit, const struct job *job) {
     warm_up(visit, job, visit->plan->warmup_iterations, visit->plan->warmup_ns);
 }
 
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
-/* How many calls the next slice has, `done` of them made since `since_ns`; 0 at the end. */
+/* How many calls come next, `done` of them made since `since_ns`; 0 at the end. */
 static size_t next_slice(const struct plan *plan, int64_t done, int64_t since_ns) {
     if (done < plan->iterations)
-        return (size_t)least(plan->slice_iterations, plan->iterations - done);
+        return (size_t)smaller(plan->slice_iterations, plan->iterations - done);
     return now_ns() - since_ns < plan->window_ns ? (size_t)plan->slice_iterations : 0;
 }
 
-void take_slices(const struct visit *visit, const struct job *job, struct series *series,
-                 bool keep) {
-    int64_t since_ns = now_ns(), done = 0;
-    for (size_t size; (size = next_slice(visit->plan, done, since_ns)); done += (int64_t)size) {
-        timed_slice(visit->runtime, job, series, size);
-        if (!keep) emit_samples(job, series);
+int64_t take_slices(const struct visit *visit, const struct job *job, struct series *series,
+                    struct slicing how) {
+    const struct runtime *runtime = visit->runtime;
+    int64_t since_ns = now_ns(), done = 0, untimed = 0, kept = 0;
+    for (size_t size; (size = next_slice(visit->plan, done, since_ns));) {
+        size_t begun = series->count;
+        make_room(series, size);
+        if (how.back) {
+            runtime->call(job->model);
+            untimed++;
+        }
+        int64_t start_ns = now_ns(), spent_ns = 0;
+        for (;;) {
+            spent_ns += timed_calls(runtime, job, series, size);
+            done += (int64_t)size;
+            if (spent_ns >= how.least_ns) break;
+            if (!(size = next_slice(visit->plan, done, since_ns))) break;
+            make_room(series, size);
+        }
+        end_slice(series, start_ns, series->count - begun);
+        if (how.most) cut_slice(series, (size_t)(how.most - kept));
+        kept += (int64_t)(series->count - begun);
+        if (!how.keep) emit_samples(job, series);
     }
+    return done + untimed;
 }
 
 /* Look at the device, which may take long, and then warm up again what cooled down meanwhile. */
 static void look_when_warm(const struct visit *visit, const struct job *job) {
-    const struct plan *plan = visit->plan;
+    struct series series = {0};
     int64_t start = now_ns();
-    emit_environment("warm");
-    int64_t taken = now_ns() - start;
-    int64_t count = least(plan->warmup_iterations, plan->settle_iterations);
-    int64_t ns = least(plan->warmup_ns, taken);
-    if (count || ns) warm_up(visit, job, count, ns);
+    emit_environment("warm", 0);
+    warm_again(visit, job, now_ns() - start, &series);
+    if (series.count) emit_warmup(job, &series);
+    free(series.ns);
 }
 
 /* Source: splitmix64 (Vigna), a generator of 64 bits of state that any seed starts well. */
@@ -107,9 +139,11 @@ static void measure_latency(const struct visit *visit) {
     for (size_t i = 0; i < plan->job_count; i++) warm_up_as_planned(visit, &plan->jobs[i]);
     if (plan->job_count == 1) {
         look_when_warm(visit, plan->jobs);
-        take_slices(visit, plan->jobs, &series, false);
+        int64_t least_ns = strcmp(plan->kind, "sustained") ? 0 : LEAST_SLICE_NS;
+        take_slices(visit, plan->jobs, &series, (struct slicing){.back = true,
+                                                                 .least_ns = least_ns});
     } else {
-        emit_environment("warm");
+        emit_environment("warm", 0);
         take_turns(visit);
     }
 }
@@ -120,8 +154,8 @@ static void measure_operators(const struct visit *visit) {
     struct series series = {0};
     load_job(visit, job, EXAMINED, NULL);
     warm_up_as_planned(visit, job);
-    emit_environment("warm");
-    take_slices(visit, job, &series, false);
+    emit_environment("warm", 0);
+    take_slices(visit, job, &series, (struct slicing){0});
     struct text trace = visit->runtime->profile(job->model), line = {0};
     for (char *at = trace.bytes; *at; at++)
         if (*at == '\n' || *at == '\r') *at = ' ';
@@ -175,10 +209,10 @@ void measure(struct plan *plan) {
     if (plan->core_mask) pin(plan->core_mask);
     open_runtime(visit.runtime, plan->library, &told);
     say_hello(visit.runtime, &told);
-    emit_environment("before");
+    emit_environment("before", visit.sampler.pid);
     find_delegates(&visit);
     procedure->carry_out(&visit);
-    emit_environment("after");
+    emit_environment("after", 0);
     struct text line = {0};
     append(&line, "{\"event\":\"done\"}");
     emit(&line);

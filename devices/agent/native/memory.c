@@ -43,8 +43,8 @@ void measure_memory(const struct visit *visit) {
     forget_peak();
     struct resident base = resident();
     load_job(visit, job, TIMED, &loaded);
-    emit_environment("warm");
-    take_slices(visit, job, &series, true);
+    emit_environment("warm", 0);
+    take_slices(visit, job, &series, (struct slicing){.keep = true});
     struct resident end = resident();
     emit_samples(job, &series);
     struct text line = {0};

@@ -18,7 +18,8 @@
 #define NS_PER_S 1000000000
 /* No sensor says more; a whole page of the kernel's is 4096. */
 #define MOST_BYTES 65536
-/* How long the child may take to answer beyond its commands' time. */
+/* How long the child may take to answer beyond its commands' time.  Chosen: what it has read in
+ * an hour is written within a second. */
 #define ANSWER_NS (10 * (int64_t)NS_PER_S)
 
 static int64_t command_limit_ns(const struct meter *meter) {

@@ -26,7 +26,6 @@ void make_room(struct series *series, size_t count) {
 
 int64_t timed_calls(const struct runtime *runtime, const struct job *job, struct series *series,
                     size_t count) {
-    make_room(series, count);
     int64_t *taken = series->ns + series->count, sum = 0;
     void *model = job->model;
     for (size_t i = 0; i < count; i++) {
@@ -76,6 +75,14 @@ void timed_slice(const struct runtime *runtime, const struct job *job, struct se
     int64_t start_ns = now_ns();
     timed_calls(runtime, job, series, count);
     end_slice(series, start_ns, count);
+}
+
+void cut_slice(struct series *series, size_t count) {
+    struct slice *last = &series->slices[series->slice_count - 1];
+    if (last->count <= count) return;
+    series->count -= last->count - count;
+    last->count = count;
+    if (!count) series->slice_count--;
 }
 
 static void begin_event(struct text *line, const char *event, const struct job *job,
