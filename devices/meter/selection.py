@@ -141,7 +141,7 @@ def _narrowed(
     summed up."""
     if alike[0]["kind"] == "powercap":
         return [each for each in entries if each["kind"] == "powercap"]
-    return [entry for entry in alike if rails and set(rails) <= set(_labels(entry))] or alike
+    return [entry for entry in alike if set(rails) <= set(_labels(entry))] or alike
 
 
 def _labels(entry: Entry) -> list[str]:
