@@ -142,6 +142,15 @@ class _Campaign:
             for subject in subjects
         ]
         self.wanted = list({trial.key: trial for trial in trials}.values())
+        self._begin_again()
+
+    def _begin_again(self) -> None:
+        """Set aside what was measured in turns with trials that an earlier campaign gave up."""
+        turns = [t for t in self.wanted if self._together or t.plan.turns]
+        for group in self._groups(turns):
+            keys = [trial.key for trial in group]
+            if any(t.status in ("refused", "failed") for t in self._store.trials(keys)):
+                self._store.set_aside(keys)
 
     def _at_device(self, plan: Plan) -> Plan:
         """A plan, with what the inventory says of the power sensor."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from pipeline.files import measure_files
-from pipeline.overview import read_measurements
+from pipeline.overview import overview
 from pipeline.stage import Progress
 from profiles.canonical import digest, file_sha256
-from profiles.comparison import effect
+from profiles.comparison import effect, medians_by_round
 from profiles.errors import UsageError
 from profiles.quality import counting_runs
 from profiles.recipe import Measure
@@ -21,9 +21,6 @@ from profiles.records import Condition, Measurement, Trial
 from profiles.regression import Change, Nights, Rounds, regressions
 from profiles.statistics import geometric_mean
 from profiles.store import Store
-
-#: Seeds of comparisons lie below: a device's agent takes a thousand times that, in 32 bits.
-_SEEDS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +36,7 @@ class Comparison:
         visits: how many there were before, the baseline included; 1 for files in turns.
         runs: how many runs were made now.
         change: the verdict, and the ratio of now to before with its interval.
+        status: of the latency now, ``accepted`` or why there is none; empty if not measured.
     """
 
     model: str
@@ -54,11 +52,17 @@ class Comparison:
     visits: int
     runs: int
     change: Change
+    status: str
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether something that had a latency has none now: it was refused, or has failed."""
+        return self.before_ns is not None and self.status in ("refused", "failed")
 
 
 @dataclass(frozen=True, slots=True)
-class _Visit:
-    """The accepted latency of one artifact in one workspace."""
+class _Latency:
+    """The latency of one artifact in one workspace: no medians if it is not accepted."""
 
     measurement: Measurement
     medians_ns: tuple[float, ...]
@@ -67,12 +71,18 @@ class _Visit:
 
 #: What must be the same on both sides: another agent or condition is another figure.
 _Setting = tuple[Any, ...]
+_Visit = Mapping[_Setting, _Latency]
+#: What became of a latency that is not accepted.
+_LOST = {"refused": "was refused", "failed": "failed", "open": "was not finished"}
 
 
 def compare_workspaces(
     baseline: Path, workspace: Path, history: Sequence[Path] = ()
 ) -> list[Comparison]:
-    """Compare the latest accepted latencies of a workspace with those of earlier ones.
+    """Compare the latencies of a workspace with those of earlier ones.
+
+    Of a workspace in which a recipe was run it is those of the last run that are compared: what an
+    earlier build took is not what it takes now.  Of others, those of the latest artifacts.
 
     Args:
         baseline: what it is compared with.
@@ -81,7 +91,8 @@ def compare_workspaces(
             by cannot be seen in fewer.
 
     Returns:
-        One for each model, variant, format, device and condition of the workspace or the baseline.
+        One for each model, variant, format, device and condition that was accepted in the
+        workspace or the baseline.
 
     Raises:
         UsageError: if one is no workspace, is named twice, or the two have nothing in common.
@@ -89,26 +100,30 @@ def compare_workspaces(
     roots = [*history, baseline, workspace]
     if len({root.resolve() for root in roots}) < len(roots):
         raise UsageError("one workspace is named twice", "name a workspace for each visit")
-    *before, now = [_visits(root) for root in roots]
-    if not now.keys() & before[-1].keys():
+    visits = [_visit(root) for root in roots]
+    settings = {
+        setting: [_look_up(visit, setting) for visit in visits]
+        for visit in visits[-2:]
+        for setting, latency in visit.items()
+        if latency.medians_ns
+    }
+    if not any(before and now for *_, before, now in settings.values()):
         raise UsageError(
             f"{baseline} and {workspace} have no accepted latency in common",
             "it takes the same model, variant, format, device, agent and condition in both",
         )
-    settings = sorted(now.keys() | before[-1].keys(), key=repr)
-    sides = [([visits.get(setting) for visits in before], now.get(setting)) for setting in settings]
-    changes = regressions(
-        [
-            Nights(repr(setting), tuple(_medians(visit) for visit in earlier), _medians(new))
-            for setting, (earlier, new) in zip(settings, sides, strict=True)
-        ]
-    )
+    shown = [settings[setting] for setting in sorted(settings, key=repr)]
+    changes = regressions([_nights(sides) for sides in shown])
     return [
-        _of_visits(
-            str(baseline), [visit for visit in earlier if visit], str(workspace), new, change
-        )
-        for (earlier, new), change in zip(sides, changes, strict=True)
+        _of_visits(str(baseline), sides, str(workspace), change)
+        for sides, change in zip(shown, changes, strict=True)
     ]
+
+
+def _nights(sides: Sequence[_Latency | None]) -> Nights:
+    *earlier, now = [side.medians_ns if side else () for side in sides]
+    m = next(side.measurement for side in sides if side and side.medians_ns)
+    return Nights(m.variant, tuple(earlier), now, repr(_place(m)))
 
 
 def compare_files(
@@ -142,17 +157,9 @@ def compare_files(
     if shas[0] == shas[1]:
         raise UsageError(f"{paths[0]} and {paths[1]} are the same file, byte for byte")
     # Trials of their own: what was measured in another visit was not measured in turns with it.
-    seed = int(digest(["compare", shas])[:12], 16) % _SEEDS
-    fixed = {
-        "max_runs": settings.runs,
-        "seed": seed,
-        "app": False,
-        "memory": False,
-        "energy": False,
-    }
-    found = measure_files(
-        paths, device_id, inventory, root, settings.model_copy(update=fixed), progress
-    )
+    turns = f"compare-{digest(sorted(shas))}"
+    plan = replace(settings.plan(), turns=turns, max_runs=settings.runs)
+    found = measure_files(paths, device_id, inventory, root, settings, progress, [plan])
     before, now = [next(m for m in found if m.artifact_sha256 == sha) for sha in shas]
     return _of_files(paths, before, now, root)
 
@@ -162,9 +169,11 @@ def _of_files(
 ) -> Comparison:
     with Store(root / "store.db") as store:
         trials = {trial.key: trial for trial in store.trials([before.trial, now.trial])}
-    sides = [_by_round(trials[m.trial]) if m.status == "accepted" else {} for m in (before, now)]
+    sides = [
+        medians_by_round(trials[m.trial]) if m.status == "accepted" else {} for m in (before, now)
+    ]
     shared = sorted(sides[0].keys() & sides[1].keys())
-    first, second = [tuple(side[number] for number in shared) for side in sides]
+    first, second = [tuple(side[at] for at in shared) for side in sides]
     [change] = regressions([Rounds(paths[1].name, first, second)])
     for path, m in zip(paths, (before, now), strict=True):
         if m.status != "accepted":
@@ -183,45 +192,64 @@ def _of_files(
         visits=1,
         runs=len(shared),
         change=change,
+        status=now.status,
     )
 
 
-def _by_round(trial: Trial) -> dict[int, float]:
-    """The medians of the runs that count, by the round they were made in."""
-    return {run.number: float(np.median(run.samples_ns)) for run in counting_runs(trial)}
+def _run_medians(trial: Trial) -> tuple[float, ...]:
+    return tuple(float(np.median(run.samples_ns)) for run in counting_runs(trial))
 
 
-def _visits(root: Path) -> dict[_Setting, _Visit]:
-    """By setting, the latest accepted latency in a workspace."""
-    measurements = [m for m in read_measurements(root) if m.status == "accepted"]
+def _visit(root: Path) -> _Visit:
+    """By setting, what a workspace says of the latest artifact: accepted, if it ever was."""
+    measurements = [row.measurement for row in overview(root).rows]
     with Store(root / "store.db") as store:
         trials = {trial.key: trial for trial in store.trials([m.trial for m in measurements])}
-    begun = list(trials)
-    return {
-        _setting(m): _Visit(
-            m, tuple(_by_round(trials[m.trial]).values()), trials[m.trial].plan.runs
-        )
-        for m in sorted(measurements, key=lambda m: begun.index(m.trial))
-    }
+    begun = {key: place for place, key in enumerate(trials)}
+    found: dict[_Setting, _Latency] = {}
+    for m in sorted(measurements, key=lambda m: begun.get(m.trial, -1)):
+        known = found.get(_setting(m))
+        same = known and known.measurement.artifact_sha256 == m.artifact_sha256
+        if m.status == "accepted":
+            trial = trials[m.trial]
+            found[_setting(m)] = _Latency(m, _run_medians(trial), trial.plan.runs)
+        elif not (same and known and known.medians_ns):
+            found[_setting(m)] = _Latency(m, (), 0)
+    return found
+
+
+def _look_up(visit: _Visit, setting: _Setting) -> _Latency | None:
+    """A setting's latency; or its artifact's refusal, which was of no device: by parity."""
+    artifact = setting[:_PLACE]
+    nowhere = (one for key, one in visit.items() if key[:_PLACE] == artifact)
+    refused = next((one for one in nowhere if not one.measurement.trial), None)
+    return visit.get(setting, refused)
+
+
+#: How many parts of a setting are the artifact's; the others are the place's.
+_PLACE = 3
 
 
 def _setting(m: Measurement) -> _Setting:
-    place = m.device if m.device_serial == "unknown" else m.device_serial
-    return (m.model, m.variant, m.format, place, m.transport, m.agent, m.condition)
+    return (m.model, m.variant, m.format, *_place(m))
 
 
-def _medians(visit: _Visit | None) -> tuple[float, ...]:
-    return visit.medians_ns if visit else ()
+def _place(m: Measurement) -> tuple[Any, ...]:
+    device = m.device if m.device_serial == "unknown" else m.device_serial
+    return (device, m.transport, m.agent, m.condition)
 
 
 def _of_visits(
-    baseline: str, earlier: Sequence[_Visit], workspace: str, new: _Visit | None, change: Change
+    baseline: str, sides: Sequence[_Latency | None], workspace: str, change: Change
 ) -> Comparison:
+    *_, before, now = sides
+    earlier = [side for side in sides[:-1] if side and side.medians_ns]
+    new = now if now and now.medians_ns else None
     m = (new or earlier[-1]).measurement
-    if not earlier:
-        change = replace(change, reason=f"it was not measured in {baseline}")
-    elif new is None:
-        change = replace(change, reason=f"it was not measured in {workspace}")
+    if new is None:
+        change = replace(change, reason=_missing(now, workspace))
+    elif not earlier:
+        change = replace(change, reason=_missing(before, baseline))
     elif len(earlier) == 1:
         # What the visits' own runs vary by is known, and better than nothing; not a verdict.
         last = earlier[-1]
@@ -245,4 +273,12 @@ def _of_visits(
         visits=len(earlier),
         runs=len(new.medians_ns) if new else 0,
         change=change,
+        status=now.measurement.status if now else "",
     )
+
+
+def _missing(side: _Latency | None, workspace: str) -> str:
+    if side is None:
+        return f"it was not measured in {workspace}"
+    m = side.measurement
+    return f"it {_LOST[m.status]} in {workspace}: {m.reason}"

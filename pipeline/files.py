@@ -16,7 +16,7 @@ from pipeline.inspect import read_artifact
 from pipeline.stage import Progress, Workspace
 from profiles.errors import DataError, UsageError
 from profiles.recipe import Measure
-from profiles.records import Artifact, ArtifactFormat, Measurement
+from profiles.records import Artifact, ArtifactFormat, Measurement, Plan
 
 
 def compress_file(
@@ -108,6 +108,7 @@ def measure_files(
     root: Path,
     settings: Measure,
     progress: Progress,
+    plans: Sequence[Plan] | None = None,
 ) -> list[Measurement]:
     """Measure artifact files with random inputs; their parity is unknown and says so.
 
@@ -117,6 +118,7 @@ def measure_files(
         root: workspace for the results.
         settings: how often.
         progress: told what goes on.
+        plans: see :func:`pipeline.campaign.measure`.
 
     Raises:
         UsageError: for files that cannot be used, or an unknown device.
@@ -128,7 +130,7 @@ def measure_files(
         for artifact in artifacts:
             workspace.store.put_artifact(artifact)
         subjects = [Subject(a, _random_inputs(workspace, a)) for a in artifacts]
-        trials = measure(workspace, device, subjects, settings)
+        trials = measure(workspace, device, subjects, settings, plans=plans)
         return workspace.store.measurements([trial.key for trial in trials])
 
 

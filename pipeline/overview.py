@@ -124,7 +124,7 @@ def overview(root: Path) -> Overview:
 
 
 def read_measurements(root: Path, *, blocks: bool = False) -> list[Measurement]:
-    """The measurements in a workspace; those of table blocks only if asked for.
+    """The measurements in a workspace; of blocks, and of what was in turns with others, if asked.
 
     Raises:
         UsageError: if there is no workspace.
@@ -133,7 +133,7 @@ def read_measurements(root: Path, *, blocks: bool = False) -> list[Measurement]:
     if not database.exists():
         raise UsageError(f"{root} is no workspace", f"device-lab run RECIPE --workspace {root}")
     with Store(database) as store:
-        return [m for m in store.measurements() if blocks or m.role != "block"]
+        return [m for m in store.measurements() if blocks or not (m.role == "block" or m.turns)]
 
 
 @dataclass(frozen=True, slots=True)

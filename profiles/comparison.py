@@ -11,7 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from profiles.quality import counting_runs
+from profiles.records import Trial
 from profiles.statistics import FEWEST_RUNS, t_quantile
+
+#: A visit to a device, by its lease's fence, and a round of it.
+Round = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +32,17 @@ class Effect:
     ratio: float
     ci95: tuple[float, float] | None
     p: float | None
+
+
+def medians_by_round(trial: Trial) -> dict[Round, float]:
+    """The medians of the runs that count, by the visit and the round they were made in.
+
+    Two trials' runs of one round stood beside each other; those of one number need not have.
+    """
+    rounds = ((run, run.environment["preflight"]) for run in counting_runs(trial))
+    return {
+        (when["fence"], when["round"]): float(np.median(run.samples_ns)) for run, when in rounds
+    }
 
 
 def effect(

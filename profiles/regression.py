@@ -56,13 +56,16 @@ class Nights:
     Args:
         name: of the artifact.
         history: its run medians in each visit before, empty where it was not measured; the visits
-            are the same for all artifacts that are judged together.
+            are the same for all artifacts at one place.
         night: its run medians in the new one.
+        place: the device and how it is used, as one word: what a visit does to one artifact at a
+            place it does to all of them, and to none elsewhere.
     """
 
     name: str
     history: tuple[tuple[float, ...], ...]
     night: tuple[float, ...]
+    place: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +93,12 @@ def regressions(cases: Sequence[Rounds | Nights]) -> list[Change]:
     Each artifact's variance is drawn towards that of the others (see :mod:`profiles.moderation`),
     which gives power with few visits.  For nights it is the variance *between* visits that counts:
     however many runs a night has, the device has one temperature, one memory layout of the kernel
-    and one set of neighbours.  What all artifacts have in common in a night is a part of its own,
-    of which fifty artifacts say no more than one.
+    and one set of neighbours.  What all artifacts at a place have in common in a night is a part
+    of its own, of which fifty artifacts say no more than one; another device's nights say nothing
+    of it.
 
     Args:
-        cases: one for each artifact, all measured in the same visits.
+        cases: one for each artifact; at each place all measured in the same visits.
 
     Returns:
         One verdict for each case, in the order given.  Of the artifacts called faster or slower,
@@ -106,18 +110,20 @@ def regressions(cases: Sequence[Rounds | Nights]) -> list[Change]:
     from scipy.stats import false_discovery_control
 
     lacking = [_lacking(case) for case in cases]
-    ready = [(place, case) for place, case in enumerate(cases) if not lacking[place]]
-    rounds = {place: case for place, case in ready if isinstance(case, Rounds)}
-    nights = {place: case for place, case in ready if isinstance(case, Nights)}
-    found = [*_of_rounds(list(rounds.values())), *_of_nights(list(nights.values()))]
-    effects = dict(zip([*rounds, *nights], found, strict=True))
-    adjusted = false_discovery_control([each.p for each in found]) if found else []
+    ready = [(at, case) for at, case in enumerate(cases) if not lacking[at]]
+    rounds = {at: case for at, case in ready if isinstance(case, Rounds)}
+    effects = dict(zip(rounds, _of_rounds(list(rounds.values())), strict=True))
+    nights = [(at, case) for at, case in ready if isinstance(case, Nights)]
+    for where in dict.fromkeys(case.place for _, case in nights):
+        mine = {at: case for at, case in nights if case.place == where}
+        effects |= zip(mine, _of_nights(list(mine.values())), strict=True)
+    adjusted = false_discovery_control([each.p for each in effects.values()]) if effects else []
     qs = dict(zip(effects, adjusted, strict=True))
     return [
-        _judge(case.name, effects[place], float(qs[place]))
-        if place in effects
-        else Change(case.name, "undecided", _bare(case), None, lacking[place])
-        for place, case in enumerate(cases)
+        _judge(case.name, effects[at], float(qs[at]))
+        if at in effects
+        else Change(case.name, "undecided", _bare(case), None, lacking[at])
+        for at, case in enumerate(cases)
     ]
 
 

@@ -193,6 +193,17 @@ class Store:
             _refuse_older(row, fence)
             row.status, row.reason = status, reason
 
+    def set_aside(self, keys: Sequence[str]) -> None:
+        """Begin these trials again, those that there are: their runs are kept, and count no more.
+
+        For trials that belong together: one that is measured again must not stand alone.
+        """
+        with self._transaction() as session:
+            for row in session.scalars(select(TrialRow).where(TrialRow.key.in_(keys))):
+                row.status, row.reason = "open", ""
+                for run in row.runs:
+                    run.complete = False
+
     def trials(self, keys: Sequence[str] | None = None) -> list[Trial]:
         """The trials with these keys, or all, in the order they were begun."""
         query = (

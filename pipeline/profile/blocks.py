@@ -15,7 +15,7 @@ from pipeline.profile.parts import CALL, WHOLE, Network, Parts, parts_of, subjec
 from pipeline.profile.record import BlockCost, BlockProfile, OperatorProfile, write_profile
 from pipeline.profile.words import remarks
 from pipeline.stage import Workspace
-from profiles.canonical import digest
+from profiles.comparison import medians_by_round
 from profiles.errors import StageError
 from profiles.measurements import summary_of
 from profiles.quality import counting_runs
@@ -25,8 +25,6 @@ from profiles.statistics import geometric_mean, two_stage_interval
 
 #: Calls that the runtime accounts for; its account of one call is a few hundred bytes an operator.
 OPERATOR_CALLS = 30
-#: A seed stands in a plan beside the round's number, as one integer.
-_SEEDS = 1_000_000
 
 #: By the name of a part: its trial, or why there is none.
 _Found = Mapping[str, Trial | str]
@@ -70,17 +68,16 @@ def profile_network(
     subjects, failed = _subjects(workspace, network, parts, format_, tolerances or Tolerances())
     # What another visit has measured, of the whole network for one, is no part of this one; nor
     # does a part go on alone that needs more runs than the others: it would find other caches.
-    seed = int(digest(["profile", settings.seed, parts.key])[:12], 16) % _SEEDS
-    own = settings.model_copy(update={"seed": seed, "max_runs": settings.runs})
+    plan = replace(settings.plan(), turns=f"profile-{parts.key}", max_runs=settings.runs)
     trials = measure(
-        workspace, device, list(subjects.values()), own, together=True, plans=[own.plan()]
+        workspace, device, list(subjects.values()), settings, together=True, plans=[plan]
     )
     by_sha = {trial.artifact_sha256: trial for trial in trials}
     found: dict[str, Trial | str] = dict(failed)
     found |= {part: by_sha[subject.artifact.sha256] for part, subject in subjects.items()}
     profile = _conclude(network, parts, found, format_, device, subjects)
     if operators:
-        profile = _with_operators(workspace, device, profile, parts, subjects, own)
+        profile = _with_operators(workspace, device, profile, parts, subjects, settings)
     write_profile(workspace.root, profile)
     return profile
 
@@ -178,7 +175,7 @@ def _with_shares(blocks: Sequence[BlockCost], call_ns: Figure | None) -> list[Bl
 def _sum(found: _Found, parts: Parts) -> tuple[Figure | None, Figure | None]:
     """The sum of the blocks less all calls but one, and its ratio to the whole network.
 
-    Both run by run: blocks and network of one process had the same device.
+    Both round by round: blocks and network of one process had the same device.
     """
     accepted = {
         part: trial
@@ -187,20 +184,17 @@ def _sum(found: _Found, parts: Parts) -> tuple[Figure | None, Figure | None]:
     }
     if set(found) - set(accepted) - {WHOLE}:
         return None, None
-    medians = {
-        part: {run.number: float(np.median(run.samples_ns)) for run in counting_runs(trial)}
-        for part, trial in accepted.items()
-    }
+    medians = {part: medians_by_round(trial) for part, trial in accepted.items()}
     pilot = accepted[CALL].plan.runs
     samples = sum(len(run.samples_ns) for t in accepted.values() for run in counting_runs(t))
     counts = {f"{number:02}": len(names) for number, (names, _) in enumerate(parts.blocks)}
     counts[CALL] = 1 - sum(counts.values())
     blocks = {part: runs for part, runs in medians.items() if part != WHOLE}
     common = sorted(set.intersection(*(set(runs) for runs in blocks.values())))
-    sums = {run: sum(counts[part] * runs[run] for part, runs in blocks.items()) for run in common}
-    ratios = {run: sums[run] / ns for run, ns in medians.get(WHOLE, {}).items() if run in sums}
+    sums = {at: sum(counts[part] * runs[at] for part, runs in blocks.items()) for at in common}
+    ratios = {at: sums[at] / ns for at, ns in medians.get(WHOLE, {}).items() if at in sums}
     return _paired(list(sums.values()), pilot, samples), _paired(
-        [ratios[run] for run in sorted(ratios)], pilot, samples
+        [ratios[at] for at in sorted(ratios)], pilot, samples
     )
 
 

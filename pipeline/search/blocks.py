@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +70,15 @@ def measure_blocks(
         workspace.progress(f"table: block {number}/{len(distinct)}, {signature}")
         subjects[signature] = _export(workspace, block, settings, model, code)
     often = settings.measure.model_copy(update={"threads": (settings.threads,)})
+    # A block that went on alone because it needs more runs would find other caches.
+    plan = replace(often.plan(), max_runs=often.runs)
     trials = measure(
         workspace,
         device,
         list(subjects.values()),
         often,
         together=True,
-        plans=[often.plan()],
+        plans=[plan],
     )
     by_sha = {trial.artifact_sha256: _accepted(trial, device) for trial in trials}
     found = {signature: by_sha[s.artifact.sha256] for signature, s in subjects.items()}

@@ -189,3 +189,55 @@ def test_looking_at_many_artifacts_asks_for_more():
     [alone], among = regressions([one]), regressions([one, *others])[0]
     assert alone.q == pytest.approx(alone.effect.p)
     assert among.q > among.effect.p
+
+
+# Places
+
+
+def at_two_places(
+    random: np.random.Generator, slowdown: float
+) -> tuple[list[Nights], list[Nights]]:
+    """Ten artifacts on a quiet board, the first of them slower; ten on a phone that is not."""
+    found = []
+    for place, between, slower in (("board", 0.001, slowdown), ("phone", 0.05, 0.0)):
+        shifts = random.normal(0, between, (1, 6, 1))
+        medians = 1e6 * np.exp(shifts + random.normal(0, 0.005, (10, 6, 15)))
+        medians[0, -1] *= 1 + slower
+        found.append(
+            [
+                Nights(f"{place} {number}", tuple(map(tuple, each[:-1])), tuple(each[-1]), place)
+                for number, each in enumerate(medians)
+            ]
+        )
+    board, phone = found
+    return board, phone
+
+
+def test_a_noisy_device_does_not_hide_what_a_quiet_one_shows():
+    random = np.random.default_rng(16)
+    found = {"alone": 0, "beside": 0, "alarms": 0}
+    for _ in range(100):
+        board, phone = at_two_places(random, 0.03)
+        beside = regressions([*phone, *board])
+        found["alone"] += regressions(board)[0].outcome == "slower"
+        found["beside"] += beside[len(phone)].outcome == "slower"
+        found["alarms"] += any(each.outcome != "undecided" for each in beside[: len(phone)])
+    assert found["beside"] >= 90, found
+    assert abs(found["alone"] - found["beside"]) <= 8, found
+    assert found["alarms"] <= 10, found
+
+
+def test_several_places_without_a_change_report_none():
+    random = np.random.default_rng(17)
+    alarms = 0
+    for _ in range(300):
+        board, phone = at_two_places(random, 0.0)
+        alarms += any(each.outcome != "undecided" for each in regressions([*board, *phone]))
+    assert alarms / 300 < 0.06
+
+
+def test_an_effect_is_its_own_place_s_and_the_adjustment_is_for_all():
+    board, phone = at_two_places(np.random.default_rng(18), 0.03)
+    alone, together = regressions(board), regressions([*board, *phone])[: len(board)]
+    assert [each.effect for each in together] == [each.effect for each in alone]
+    assert together[0].q > alone[0].q

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import yaml
 
 from devices.transport.truth import NAME
 from profiles.canonical import file_sha256
+from profiles.errors import ConnectionLost
 from profiles.records import Condition, Plan
 from profiles.store import Store, trial_key
 from tests import builders
@@ -145,16 +148,163 @@ def test_what_only_one_side_has_is_listed(lab: Lab, tmp_path: Path):
     visit(now, medians(3, {"bad": 1e6}), status="refused")
     visit(before, medians(3, {"bad": 1e6}))
     said = lab(*against([before], now), "--json")
-    assert said.code == 0
+    assert said.code == 1
     found = {each["variant"]: each for each in json.loads(said.out)}
     assert set(found) == {"v0", "gone", "new", "bad"}
     assert found["gone"]["change"]["reason"] == f"it was not measured in {now}"
-    assert found["bad"]["change"]["reason"] == f"it was not measured in {now}"
+    assert found["bad"]["change"]["reason"] == f"it was refused in {now}: throttled"
+    assert (found["bad"]["status"], found["gone"]["status"]) == ("refused", "")
     assert found["new"]["change"]["reason"] == f"it was not measured in {before}"
     assert (found["gone"]["now_ns"], found["new"]["before_ns"]) == (None, None)
     assert found["gone"]["change"]["effect"] is None
     text = lab(*against([before], now)).out
     assert "unknown" in text
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [("refused", 1), ("failed", 1), ("open", 0), ("accepted", 0)]
+)
+def test_what_had_a_latency_and_has_none_now_is_exit_code_1(
+    lab: Lab, tmp_path: Path, status: str, code: int
+):
+    before = visit(tmp_path / "before", medians(1, {"v0": 1e6, "v1": 1e6}))
+    now = visit(tmp_path / "now", medians(2, {"v0": 1e6}))
+    visit(now, medians(3, {"v1": 1e6}), status=status)
+    assert lab(*against([before], now)).code == code
+    # And not that of what had none before.
+    assert lab(*against([now], before)).code == 0
+
+
+def test_everything_refused_is_no_usage_error(lab: Lab, tmp_path: Path):
+    before = visit(tmp_path / "before", medians(1, {"v0": 1e6}))
+    now = visit(tmp_path / "now", medians(2, {"v0": 1e6}), status="refused")
+    said = lab(*against([before], now))
+    assert said.code == 1
+    assert f"it was refused in {now}: throttled" in " ".join(said.out.split())
+
+
+def test_a_refusal_by_parity_is_told(lab: Lab, tmp_path: Path):
+    before = visit(tmp_path / "before", medians(1, {"v0": 1e6, "v1": 1e6}))
+    now = visit(tmp_path / "now", medians(2, {"v0": 1e6}))
+    with Store(now / "store.db") as store:
+        bad = builders.parity(passed=False, reason="cosine 0.1")
+        store.put_artifact(builders.artifact(sha256="d" * 64, variant="v1"), bad)
+    said = lab(*against([before], now), "--json")
+    found = {each["variant"]: each for each in json.loads(said.out)}
+    assert found["v1"]["change"]["reason"] == f"it was refused in {now}: parity: cosine 0.1"
+    assert said.code == 1
+
+
+def new_build(root: Path, status: str) -> str:
+    """A second build of v0, measured after the first; the artifact's sha256."""
+    sha, plan = "e" * 64, replace(PLAN, seed=9)
+    with Store(root / "store.db") as store:
+        store.put_artifact(builders.artifact(sha256=sha, variant="v0"), builders.parity())
+        trial = builders.trial(
+            sha256=sha, condition=Condition(governor="performance"), plan_=plan, device_serial="S1"
+        )
+        time.sleep(0.002)  # the store tells trials apart by the millisecond
+        store.open_trial(trial)
+        for number in range(5):
+            store.add_run(trial.key, builders.run(number, [3_000_000] * 3))
+        store.close_trial(trial.key, status, "too hot" if status == "refused" else "")
+    return trial.key
+
+
+def last_run(root: Path, *trials: str) -> None:
+    rows = [[trial, "tiny", "v0"] for trial in trials]
+    content = {"name": "tiny", "search": None, "measurements": rows}
+    (root / "run.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("with_summary", [False, True])
+def test_a_refused_build_is_not_stood_in_for_by_an_older_one(
+    lab: Lab, tmp_path: Path, with_summary: bool
+):
+    before = visit(tmp_path / "before", medians(1, {"v0": 1e6}))
+    now = visit(tmp_path / "now", medians(2, {"v0": 1e6}))
+    trial = new_build(now, "refused")
+    if with_summary:
+        last_run(now, trial)
+    said = lab(*against([before], now), "--json")
+    [found] = json.loads(said.out)
+    assert found["now_ns"] is None
+    assert found["change"]["reason"] == f"it was refused in {now}: too hot"
+    assert said.code == 1
+
+
+def test_what_the_last_run_has_is_compared(lab: Lab, tmp_path: Path):
+    """Back to the first build: nothing is measured again, and the second is no longer now."""
+    before = visit(tmp_path / "before", medians(1, {"v0": 1e6}))
+    now = visit(tmp_path / "now", medians(2, {"v0": 1e6}))
+    with Store(now / "store.db") as store:
+        [first] = store.trials()
+    new_build(now, "accepted")
+    last_run(now, first.key)
+    [found] = json.loads(lab(*against([before], now), "--json").out)
+    assert found["now_ns"] == pytest.approx(1e6, rel=0.05)
+
+
+def test_an_accepted_latency_stays_when_a_longer_one_of_it_is_refused(lab: Lab, tmp_path: Path):
+    before = visit(tmp_path / "before", medians(1, {"v0": 1e6}))
+    now = visit(tmp_path / "now", medians(2, {"v0": 1e6}))
+    time.sleep(0.002)
+    visit(now, medians(3, {"v0": 9e6}), plan=replace(PLAN, seed=1), status="refused")
+    [found] = json.loads(lab(*against([before], now), "--json").out)
+    assert found["now_ns"] == pytest.approx(1e6, rel=0.05)
+
+
+def test_what_was_measured_in_turns_is_no_latency_of_the_workspace(lab: Lab, tmp_path: Path):
+    before = visit(tmp_path / "before", medians(1, {"v0": 1e6}))
+    now = visit(tmp_path / "now", medians(2, {"v0": 1e6}))
+    time.sleep(0.002)
+    visit(now, medians(3, {"v0": 9e6}), plan=replace(PLAN, turns="profile-1"))
+    [found] = json.loads(lab(*against([before], now), "--json").out)
+    assert found["now_ns"] == pytest.approx(1e6, rel=0.05)
+    listed = json.loads(lab("results", "-w", now, "--json").out)
+    assert [m["turns"] for m in listed] == [""]
+    everything = json.loads(lab("results", "-w", now, "--all", "--json").out)
+    assert sorted(m["turns"] for m in everything) == ["", "profile-1"]
+    [in_turns] = [m["trial"] for m in everything if m["turns"]]
+    assert lab("results", in_turns, "-w", now).code == 0
+
+
+def test_a_noisy_device_in_the_same_workspace_hides_nothing(lab: Lab, tmp_path: Path):
+    before = [tmp_path / f"night{night}" for night in range(3)]
+    random = np.random.default_rng(8)
+    for night, root in enumerate([*before, tmp_path / "now"]):
+        slower = 1.06 if night == 3 else 1.0
+        visit(root, medians(night, {**dict.fromkeys(names(6), 1e6), "v2": slower * 1e6}))
+        shift = np.exp(random.normal(0, 0.2))
+        phone = medians(50 + night, dict.fromkeys(names(6), 1e6 * shift))
+        visit(root, phone, serial="S2")
+    found = json.loads(lab(*against(before, tmp_path / "now"), "--json").out)
+    assert len(found) == 12
+    assert [one["variant"] for one in found if one["change"]["outcome"] == "slower"] == ["v2"]
+
+
+def test_numbers_are_never_broken_in_two(lab: Lab, tmp_path: Path):
+    """Nor are names said twice, or more of them than a reader takes in."""
+    long = [f"structured-pruning-and-int8-{number}-of-many" for number in range(9)]
+    before = [
+        visit(tmp_path / f"n{night}", medians(night, dict.fromkeys(long, 123.456e6)))
+        for night in range(3)
+    ]
+    now = visit(tmp_path / "now", medians(9, dict.fromkeys(long, 123.456e6)))
+    for root in (*before, now):
+        visit(root, medians(4, {long[0]: 1e6}), serial="S2")
+    said = lab(*against(before, now))
+    lines = said.out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line for line in lines if "tiny, " in line]
+    rows = [line for line in lines if re.search(r" 12\d\.\d\d? ", line)]
+    assert len(rows) == 9
+    interval = r"(12\d\.\d+ +){2}[01]\.\d{3} +[01]\.\d{3}-[01]\.\d{3} +(undecided|slower|faster)$"
+    assert all(re.search(interval, line.rstrip()) for line in rows), said.out
+    told = " ".join(said.out.split()).partition("undecided: structured")[2]
+    assert told.count("-of-many onnx") == 6
+    assert told.count("int8-0-of-many onnx") == 1
+    assert "and 3 more: the difference may be chance" in told
 
 
 @pytest.mark.parametrize(
@@ -183,6 +333,15 @@ def test_the_latest_of_several_in_a_workspace_counts(lab: Lab, tmp_path: Path):
         (["-b", "gone", "-w", "now"], "is no workspace"),
         (["-b", "now", "-w", "now"], "named twice"),
         (["-b", "now", "-w", "gone", "--history", "now"], "named twice"),
+        (["--history", "now"], "there is nothing to compare"),
+        (["-b", "now", "-d", "board"], "--device: only of use with two files"),
+        (["-b", "now", "-i", "d.yaml"], "--inventory: only of use with two files"),
+        (["-b", "now", "--rounds", "12"], "--rounds: only of use with two files"),
+        (["-b", "now", "--iterations", "9"], "--iterations: only of use with two files"),
+        (
+            ["-b", "now", "--threads", "1", "--tolerate", "frequency"],
+            "--threads, --tolerate: only of use with two files",
+        ),
         (["a.onnx"], "two files are compared on a device"),
         (["a.onnx", "b.onnx"], "two files are compared on a device"),
         (["a.onnx", "b.onnx", "c.onnx", "-d", "board"], "two files are compared on a device"),
@@ -279,28 +438,70 @@ def test_files_are_measured_in_turns_even_if_one_was_measured_before(
 def test_runs_are_paired_by_their_round(
     lab: Lab, tmp_path: Path, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ):
-    """A round that one of them lost is left out: its neighbours are not moved up."""
-    import pipeline.compare
+    """The link breaks while the second file has its turn: its runs are numbered one further on.
+
+    What it makes again, in another visit, stands beside nothing; later rounds are pairs again.
+    """
+    from devices.inventory import Device
+    from devices.transport.scripted import ScriptedTransport
+    from pipeline import campaign
 
     old, new = pair
-    rounds_ns = np.array([1e6, 2e6, 1.2e6, 1.9e6, 1.1e6, 2.2e6])
-    found = []
-    with Store(tmp_path / "workspace/store.db") as store:
-        for path, factor, lost in ((old, 1.0, 1), (new, 1.1, 3)):
-            sha = file_sha256(path)
-            store.put_artifact(builders.artifact(sha256=sha, path=path), builders.parity())
-            trial = builders.trial(sha256=sha, plan_=Plan(runs=5, max_runs=5, iterations=3))
-            store.open_trial(trial)
-            for number, level in enumerate(rounds_ns):
-                made = builders.run(number, [round(factor * level)] * 3, complete=number != lost)
-                store.add_run(trial.key, made)
-            store.close_trial(trial.key, "accepted")
-        found = store.measurements()
-    monkeypatch.setattr(pipeline.compare, "measure_files", lambda *given: found)
-    said = lab("compare", old, new, "-d", "board", "--json")
+    connect, asked = Device.connect, []
+
+    class Drifting(ScriptedTransport):
+        def run(self, argv: Any, **options: Any) -> Any:
+            if options.get("on_line") is None:
+                return super().run(argv, **options)
+            plan = json.loads((self._home / argv[-1]).read_text())
+            asked.append(plan["seed"])
+            # Each round of each visit is another level: neighbours have nothing in common.
+            truth(1_000_000 * (1 + plan["seed"] % 3 + 5 * (len(asked) > 4)))
+            done = super().run(argv, **options)
+            if len(asked) == 4:
+                raise ConnectionLost("cut")
+            return done
+
+    def truth(level: int) -> None:
+        none = {"between_runs": [0.0, 0.0], "within": 0.0}
+        hide(tmp_path, {old: level, new: round(1.1 * level)}, **none)
+
+    def connecting(device: Device) -> Drifting:
+        inner = connect(device)
+        assert isinstance(inner, ScriptedTransport)
+        return Drifting(inner._home, inner._scripts)
+
+    monkeypatch.setattr(Device, "connect", connecting)
+    monkeypatch.setattr(campaign, "PAUSES_S", (0.0,))
+    words = ["-d", "board", "--iterations", "20", "--rounds", "5"]
+    said = lab("compare", old, new, *words, "--tolerate", "not-stationary", "--json")
     [compared] = json.loads(said.out)
+    with Store(tmp_path / "workspace/store.db") as store:
+        trials = store.trials()
+    assert sorted(len(trial.runs) for trial in trials) == [5, 6]
+    when = [run.environment["preflight"] for trial in trials for run in trial.runs]
+    assert len({each["fence"] for each in when}) == 2
+    assert {each["round"] for each in when} == {0, 1, 2, 3, 4}
     assert compared["runs"] == 4
-    assert compared["change"]["effect"]["ci95"] == pytest.approx((1.1, 1.1), rel=1e-4)
+    assert compared["change"]["effect"]["ci95"] == pytest.approx((1.1, 1.1), rel=1e-3)
+
+
+def test_a_file_that_was_refused_is_measured_again_beside_the_other(
+    lab: Lab, tmp_path: Path, pair: tuple[Path, Path]
+):
+    """Alone it would be compared with another day."""
+    old, new = pair
+    words = ["-d", "board", "--iterations", "40", "--rounds", "4", "--json"]
+    hide(tmp_path, {old: 2_000_000, new: 2_100_000})
+    assert lab("compare", old, new, *words).code in (0, 1)
+    with Store(tmp_path / "workspace/store.db") as store:
+        second = next(t for t in store.trials() if t.artifact_sha256 == file_sha256(new))
+        store.close_trial(second.key, "refused", "throttled", fence=second.fence)
+    hide(tmp_path, {old: 1_000_000, new: 1_000_000})
+    [found] = json.loads(lab("compare", old, new, *words).out)
+    assert found["runs"] == 4
+    assert found["change"]["effect"]["ratio"] == pytest.approx(1, rel=0.05)
+    assert found["before_ns"] == pytest.approx(1_000_000, rel=0.05)
 
 
 def test_refused_data_is_not_compared(lab: Lab, tmp_path: Path, pair: tuple[Path, Path]):

@@ -21,7 +21,7 @@ def results(
     ] = None,
     workspace: WorkspaceFolder = Path("workspace"),
     everything: Annotated[
-        bool, typer.Option("--all", help="Blocks of latency tables too.")
+        bool, typer.Option("--all", help="Blocks, and what was measured in turns, too.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -35,7 +35,7 @@ def print_json(value: Any) -> None:
 def print_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, width: int = 100
 ) -> None:
-    """A table; columns whose name starts with ``>`` are aligned to the right.
+    """A table; columns whose name starts with ``>`` are aligned to the right, and never broken.
 
     Args:
         title: above it.
@@ -50,7 +50,12 @@ def print_table(
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
         right = column.startswith(">")
-        table.add_column(column.lstrip(">"), justify="right" if right else "left", overflow="fold")
+        table.add_column(
+            column.lstrip(">"),
+            justify="right" if right else "left",
+            overflow="fold",
+            no_wrap=right,
+        )
     for row in rows:
         table.add_row(*row)
     # Piped output does not shrink to whatever terminal may be around.
