@@ -17,11 +17,13 @@ import signal
 import time
 from array import array
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 #: How long a command may take however short the period, in s.
 COMMAND_S = 1.0
+#: What is taken of a file, or of what a command prints, in bytes.  Chosen: no sensor says more, and
+#: a whole page of the kernel's is 4096.
+MOST_BYTES = 65_536
 
 Read = Callable[[], tuple[str, ...]]
 
@@ -34,12 +36,12 @@ class Sampler:
     """
 
     def __init__(self, meter: dict[str, Any]) -> None:
-        over, self._over = os.pipe()
+        # Both sides stay open here: to write to a sampler that has died would end this process.
+        self._over = os.pipe()
         self._readings, readings = os.pipe()
         self.pid = os.fork()
         if not self.pid:
-            _child(meter, over, readings)
-        os.close(over)
+            _child(meter, self._over[0], readings)
         os.close(readings)
 
     def readings(self) -> dict[str, Any]:
@@ -48,9 +50,12 @@ class Sampler:
         Raises:
             ChildProcessError: if it has died.
         """
-        os.close(self._over)
+        # A word, not a closed line: that would say that this process is gone.
+        os.write(self._over[1], b"x")
         with os.fdopen(self._readings, "rb") as stream:
             said = stream.read()
+        for side in self._over:
+            os.close(side)
         os.waitpid(self.pid, 0)
         if not said:
             raise ChildProcessError("the sampler of the power sensor died")
@@ -59,13 +64,13 @@ class Sampler:
 
 
 def _child(meter: dict[str, Any], over: int, readings: int) -> NoReturn:
-    """Sample until ``over`` has no other end: the parent wants the readings, or is dead.
+    """Sample until ``over`` says so, or has no other end: the parent is dead.
 
     If it is dead, nobody takes the readings: writing them ends this process (``SIGPIPE``).
     """
     try:
         _let_go_of_all_but(over, readings)
-        found = sample(_reader(meter), meter["period_ns"], over)
+        found = sample(_reader(meter, over), meter["period_ns"], over)
         with os.fdopen(readings, "w") as stream:
             stream.write(json.dumps(found))
     finally:
@@ -111,26 +116,37 @@ def _sharing(before: tuple[str, ...], now: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(old if old == new else new for old, new in zip(before, now))  # noqa: B905 - 3.10
 
 
-def _reader(meter: dict[str, Any]) -> Read:
+def _reader(meter: dict[str, Any], over: int) -> Read:
     files, command = meter["files"], meter["command"]
     if not command:
         return lambda: tuple(_content(path) for path in files)
     deadline_s = max(COMMAND_S, meter["period_ns"] / 1e9)
-    return lambda: (_output(command, deadline_s),)
+    return lambda: (_output(command, deadline_s, over),)
 
 
 def _content(path: str) -> str:
     """What is in a file; nothing, if it cannot be read."""
     try:
-        return Path(path).read_bytes().decode(errors="replace")
+        # Not to wait for those who may write: a pipe could be there in place of a sensor.
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except (OSError, ValueError):
         return ""
+    said = b""
+    with contextlib.suppress(OSError):
+        while len(said) < MOST_BYTES:
+            piece = os.read(file, MOST_BYTES - len(said))
+            if not piece:
+                break
+            said += piece
+    os.close(file)
+    return said.decode(errors="replace")
 
 
-def _output(command: Sequence[str], deadline_s: float) -> str:
+def _output(command: Sequence[str], deadline_s: float, over: int) -> str:
     """What a command prints; nothing, if it cannot be run or does not end in time.
 
-    One that does not is killed with all that it has started.
+    Then it is killed with all that it has started, and when it has said enough, or when ``over``
+    has no other end.
     """
     import subprocess
 
@@ -145,9 +161,23 @@ def _output(command: Sequence[str], deadline_s: float) -> str:
     except (OSError, ValueError):
         return ""
     with process:
-        try:
-            said: bytes = process.communicate(timeout=deadline_s)[0]
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            return ""
+        said = _said(process.stdout.fileno(), deadline_s, over) if process.stdout else b""
+        os.killpg(process.pid, signal.SIGKILL)
     return said.decode(errors="replace")
+
+
+def _said(output: int, deadline_s: float, over: int) -> bytes:
+    """What can be read there until its end or enough of it; nothing, if that takes too long."""
+    ready = select.poll()
+    ready.register(output, select.POLLIN)
+    ready.register(over, 0)  # what is asked for can wait; an end that is gone is told all the same
+    said, deadline = b"", time.monotonic() + deadline_s
+    while len(said) < MOST_BYTES:
+        found = dict(ready.poll(1000 * max(0.0, deadline - time.monotonic())))
+        if not found or over in found:
+            return b""
+        piece = os.read(output, MOST_BYTES - len(said))
+        if not piece:
+            break
+        said += piece
+    return said

@@ -354,6 +354,71 @@ def test_an_agent_that_is_killed_leaves_no_sampler_behind(ort_agent):
         assert eventually(lambda: not alive(sampler))
 
 
+def test_the_command_of_an_agent_that_is_killed_goes_with_it(ort_agent):
+    """With all that it has started: what still measures would hold a sensor, or a port."""
+    sampling = meter(command=["sh", "-c", "sleep 600 & wait"], period_ns=600 * 10**9)
+    plan = energy_plan(ort_agent, sampling, window_ns=60 * 10**9)
+    with ort_agent.start(plan, stderr=subprocess.PIPE) as process:
+        assert eventually(lambda: len(children(process.pid)) >= 3)
+        (sampler, *_) = started = children(process.pid)
+        standard = {str(Path(f"/proc/{sampler}/fd/{number}").readlink()) for number in range(3)}
+        assert standard == {"/dev/null"}  # a host may listen to its agent's errors, too
+        os.kill(process.pid, signal.SIGKILL)
+        process.stdout.read()
+    assert eventually(lambda: not any(alive(pid) for pid in started))
+
+
+def test_odd_files_are_read_without_harm(ort_agent, tmp_path):
+    """A pipe nobody writes to would block, and some files have no end."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "much").write_text("0123456789" * 20_000)
+    (tmp_path / "endless").symlink_to("/dev/zero")
+    files = [tmp_path / name for name in ("pipe", "much", "endless", "none")]
+    events = energy_run(ort_agent, meter(*files), window_ns=1)
+    (power,) = of(events, "power")
+    assert len(power["values"]) >= 2
+    for pipe, much, endless, none in power["values"]:
+        assert pipe == none == ""
+        assert much == ("0123456789" * 7_000)[:65_536]
+        assert len(endless) <= 65_536
+
+
+def test_a_command_that_only_talks_is_ended(ort_agent, tmp_path):
+    """Of what it says there is enough at some time, and that is kept."""
+    script = f"echo $$ >> {tmp_path}/pids; exec yes"
+    events = energy_run(ort_agent, meter(command=["sh", "-c", script]), window_ns=100_000_000)
+    (power,) = of(events, "power")
+    assert {text for (text,) in power["values"]} == {"y\n" * 32_768}
+    assert len(power["values"]) >= 4  # it is not waited for
+    pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+    assert eventually(lambda: not any(alive(pid) for pid in pids))
+
+
+BUSY = ["sh", "-c", "i=0; while [ $i -lt 3000 ]; do i=$((i+1)); done"]
+
+
+def test_what_the_sampler_took_before_it_was_warm_is_not_of_the_timed_part(ort_agent):
+    given = {"warmup_ns": 1_500_000_000, "window_ns": 1, "settle_iterations": 0}
+    sampling = meter(command=BUSY, period_ns=1_000_000)
+    _, warm, after = of_environment(energy_run(ort_agent, sampling, **given))
+    lasted_ms = (after["at_ns"] - warm["at_ns"]) / 1e6
+    assert after["own_ms"] - warm["own_ms"] < 2.2 * lasted_ms + 60
+
+
+def test_what_the_sampler_took_since_is(ort_agent):
+    """The agent itself has worked at most as long as it made calls."""
+    sampling = meter(command=BUSY, period_ns=1_000_000)
+    events = energy_run(ort_agent, sampling, window_ns=300_000_000)
+    _, warm, after = of_environment(events)
+    before, active, _ = of(events, "mark")
+    called_ms = (active["end_ns"] - before["end_ns"]) / 1e6
+    assert after["own_ms"] - warm["own_ms"] > called_ms + 100
+
+
+def of_environment(events: Events) -> Events:
+    return [event for event in events if event["event"] == "environment"]
+
+
 def inodes(pid: int) -> set[int]:
     """Of the pipes that a process has open."""
     found = [file.stat() for file in Path(f"/proc/{pid}/fd").iterdir()]

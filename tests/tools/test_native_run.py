@@ -19,7 +19,7 @@ import pytest
 from devices.agent.native import runtime_libraries
 from tests.builders import TinyModel, write_plan
 from tests.conformance.agents import litert_job
-from tests.processes import alive, children, eventually
+from tests.processes import alive
 from tests.tools.natives import ORT, Events, library_of, of, run, watched
 
 # Libraries that are not what they should be
@@ -231,21 +231,6 @@ def test_readings_that_take_long(agent, tiny_model: TinyModel, tmp_path):
     begun_s = [float(text.split()[0]) - asleep_s for (text,) in power["values"]]
     into_s = [at / 1e9 - begun for at, begun in zip(power["at_ns"], begun_s, strict=True)]
     assert median(into_s) > 0.05
-
-
-def test_the_command_of_an_agent_that_is_killed_goes_with_it(agent, tiny_model, tmp_path):
-    """With all that it has started: what still measures would hold a sensor, or a port."""
-    words = ["sh", "-c", "sleep 600 & wait"]
-    plan = energy_plan(tmp_path, tiny_model.plan_job(), command=words, period_ns=600 * 10**9)
-    with subprocess.Popen([agent, plan], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert eventually(lambda: len(children(process.pid)) >= 3)
-        (sampler, *_) = started = children(process.pid)
-        standard = {str(Path(f"/proc/{sampler}/fd/{number}").readlink()) for number in range(3)}
-        assert standard == {"/dev/null"}  # a host may listen to its agent's errors, too
-        os.kill(process.pid, signal.SIGKILL)
-        assert process.stdout is not None
-        process.stdout.read()
-    assert eventually(lambda: not any(alive(pid) for pid in started))
 
 
 def test_a_profile_leaves_nothing_behind_however_it_ends(agent, tiny_model, tmp_path):

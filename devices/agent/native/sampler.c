@@ -16,7 +16,8 @@
 #include <unistd.h>
 
 #define NS_PER_S 1000000000
-/* No sensor says more; a whole page of the kernel's is 4096. */
+/* What is taken of a file, or of what a command prints.  Chosen: no sensor says more, and a whole
+ * page of the kernel's is 4096. */
 #define MOST_BYTES 65536
 /* How long the child may take to answer beyond its commands' time.  Chosen: what it has read in
  * an hour is written within a second. */
@@ -40,7 +41,8 @@ static int poll_until(struct pollfd *what, nfds_t count, int64_t at_ns) {
 /* Add what can be read now; false at the end, or where there is too much of it. */
 static bool add_some(int fd, struct text *text) {
     char piece[4096];
-    ssize_t got = read(fd, piece, sizeof piece);
+    size_t left = MOST_BYTES - text->size;
+    ssize_t got = read(fd, piece, left < sizeof piece ? left : sizeof piece);
     if (got > 0) append_bytes(text, piece, (size_t)got);
     return got > 0 && text->size < MOST_BYTES;
 }
