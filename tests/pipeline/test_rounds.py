@@ -7,6 +7,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,10 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from devices.lab import DeviceState, Lab
+from devices.session import Session
 from pipeline import campaign, rounds
 from pipeline.flow import Failure, measure_all
 from pipeline.rounds import ending, wants_more
-from profiles.errors import ConnectionLost
+from pipeline.stage import Workspace
+from profiles.errors import ConnectionLost, DeadlineExceeded
 from profiles.recipe import Measure
 from profiles.records import Run, Trial
 from profiles.store import Store
@@ -85,6 +89,13 @@ def test_a_trial_ends_with_its_reason():
     assert "end what else runs" in reason
 
 
+def test_what_was_refused_is_no_lack_of_time():
+    shaky = builders.trial(plan_=PLAN, runs=runs(1.0, 1.05, 0.95, 1.0, 1.0, refused=(3, 4)))
+    status, reason = ending(shaky)
+    assert status == "accepted"
+    assert reason.startswith("3 runs count, 2 were refused; the interval is ±")
+
+
 def test_a_trial_that_the_time_was_not_enough_for_stays_open():
     begun = builders.trial(plan_=PLAN, runs=runs(1.0, 1.0))
     status, reason = ending(begun, "the budget of 5 minutes ended")
@@ -120,6 +131,62 @@ def test_only_blocks_share_a_process(tmp_path, monkeypatch):
     made.measure(settings(max_runs=3, threads=(1, 2)), together=True)
     assert [len(plan["jobs"]) for plan in made.asked] == [3] * 6
     assert [plan["threads"] for plan in made.asked] == [1] * 3 + [2] * 3
+
+
+def test_runs_say_in_which_round_of_which_visit_they_were_made(tmp_path, monkeypatch):
+    """Their numbers do not: the second begins anew after the link broke in its second run."""
+    made = bench(tmp_path, artifacts=2)
+    made.truth()
+    monkeypatch.setattr(campaign, "PAUSES_S", (0.0,))
+
+    def cut(_: dict[str, Any]) -> None:
+        if len(made.asked) == 4:
+            raise ConnectionLost("cut")
+
+    watch(made, monkeypatch, afterwards=cut)
+    trials = made.measure(settings(max_runs=3))
+    first, second = sorted(trials, key=lambda trial: len(trial.runs))
+    when = [[run.environment["preflight"] for run in trial.runs] for trial in (first, second)]
+    assert [each["round"] for each in when[0]] == [0, 1, 2]
+    assert [each["round"] for each in when[1]] == [0, 1, 1, 2]
+    fences = [[each["fence"] for each in told] for told in when]
+    old, new = fences[0][0], fences[0][-1]
+    assert new > old
+    assert fences == [[old, old, new], [old, old, new, new]]
+
+
+@pytest.mark.parametrize("status", ["refused", "failed"])
+@pytest.mark.parametrize("together", [False, True])
+def test_what_took_turns_with_what_failed_is_measured_again_with_it(
+    tmp_path, monkeypatch, status, together
+):
+    made = bench(tmp_path, artifacts=3)
+    made.truth()
+    plan = replace(settings(max_runs=3).plan(), turns="" if together else "pair-1")
+    first = made.measure(settings(), together=together, plans=[plan])
+    with Store(made.store) as store:
+        store.close_trial(first[1].key, status, "hot", fence=first[1].fence)
+    watch(made, monkeypatch)
+    again = made.measure(settings(), together=together, plans=[plan])
+    assert [trial.status for trial in again] == ["accepted"] * 3
+    assert [[run.complete for run in trial.runs] for trial in again] == [
+        [False] * 3 + [True] * 3
+    ] * 3
+    assert [len(asked["jobs"]) for asked in made.asked] == ([3] * 3 if together else [1] * 9)
+    # And once it is accepted nothing is.
+    made.measure(settings(), together=together, plans=[plan])
+    assert len(made.asked) == (3 if together else 9)
+
+
+def test_what_did_not_take_turns_is_not_measured_again_with_what_failed(tmp_path, monkeypatch):
+    made = bench(tmp_path, artifacts=2)
+    made.truth()
+    first = made.measure(settings(max_runs=3))
+    with Store(made.store) as store:
+        store.close_trial(first[1].key, "refused", "hot", fence=first[1].fence)
+    watch(made, monkeypatch)
+    made.measure(settings(max_runs=3))
+    assert {asked["jobs"][0]["id"] for asked in made.asked} == {first[1].key}
 
 
 def test_each_artifact_stops_when_it_is_known_well_enough(tmp_path, monkeypatch):
@@ -172,6 +239,31 @@ def test_only_the_plans_that_are_given_are_measured(one):
     wanted = settings(**ALL)
     (trial,) = one.measure(wanted, plans=[wanted.plan()])
     assert trial.plan.kind == "latency"
+
+
+def test_what_was_unknown_is_asked_again_once_there_is_another_sensor(one, monkeypatch):
+    """Of which a visit, or the doctor, has told the lab; nothing else touches the device."""
+    wanted = settings(energy=True)
+    assert by_kind(one.measure(wanted))["energy"].status == "unknown"
+    visits = []
+    connect = type(one.device).connect
+
+    def connecting(device: Any) -> Any:
+        visits.append(1)
+        return connect(device)
+
+    monkeypatch.setattr(type(one.device), "connect", connecting)
+    one.measure(wanted)
+    assert visits == []
+    lab = Lab()
+    (known,) = lab.devices()
+    driver = {"meters": [{"kind": "hwmon", "name": "ina219", "path": "/sys/x", "files": []}]}
+    lab.remember("board", known.serial, {**known.facts, **driver})
+    # This device tells of none when it is visited: it is unknown still, and is not asked again.
+    assert by_kind(one.measure(wanted))["energy"].status == "unknown"
+    assert visits == [1]
+    one.measure(wanted)
+    assert visits == [1]
 
 
 def recording(folder: Path) -> Path:
@@ -248,6 +340,76 @@ def test_a_device_that_leaves_before_is_an_error(one, monkeypatch):
     watch(one, monkeypatch, fail_kind("latency", ConnectionLost("cut")))
     with pytest.raises(ConnectionLost):
         one.measure(settings(app=True))
+
+
+def test_what_loses_the_device_every_time_is_left_and_the_rest_goes_on(one, monkeypatch):
+    """Nor is a device taken out of use for what is not its latency."""
+    monkeypatch.setattr(campaign, "PAUSES_S", (0.0, 0.0))
+    watch(one, monkeypatch, fail_kind("memory", DeadlineExceeded("out of memory")))
+    wanted = settings(app=True, memory=True, sustained_seconds=2.0)
+    trials = by_kind(one.measure(wanted))
+    memory = trials.pop("memory")
+    assert (memory.status, memory.reason) == ("open", "board: out of memory")
+    assert {kind: trial.status for kind, trial in trials.items()} == {
+        "latency": "accepted",
+        "app": "accepted",
+        "sustained": "accepted",
+    }
+    assert [plan["kind"] for plan in one.asked].count("memory") == 3
+    assert Lab().state_of(one.device.address) is not DeviceState.QUARANTINED
+    monkeypatch.undo()
+    assert by_kind(one.measure(wanted))["memory"].status == "accepted"
+
+
+def test_a_device_that_is_gone_is_waited_for_once(one, monkeypatch):
+    """What is left then is all that is open, not each kind in turn."""
+    monkeypatch.setattr(campaign, "PAUSES_S", (0.0, 0.0))
+    watch(one, monkeypatch)
+    one.measure()
+    visits = []
+
+    def gone(*_: Any) -> None:
+        visits.append(1)
+        raise ConnectionLost("gone")
+
+    monkeypatch.setattr(Session, "settle", gone)
+    trials = by_kind(one.measure(settings(app=True, memory=True)))
+    assert {kind: trial.status for kind, trial in trials.items()} == {
+        "latency": "accepted",
+        "app": "open",
+        "memory": "open",
+    }
+    assert len(visits) == 3
+
+
+def test_a_device_that_leaves_keeps_what_it_has_measured(one, tmp_path, monkeypatch):
+    """Of two artifacts the second has no latency yet; an earlier setting's is not this run's."""
+    monkeypatch.setattr(campaign, "PAUSES_S", ())
+    one.measure(settings(iterations=30))
+    (earlier,) = one.measure(settings(iterations=30))
+    (kept,) = one.measure()
+    (tmp_path / "more").mkdir()
+    two = bench(tmp_path / "more", artifacts=2)
+    other = two.subjects[1]
+    watch(one, monkeypatch, fail_kind("latency", ConnectionLost("cut")))
+    monkeypatch.setattr("pipeline.flow.input_file", lambda *_: other.input_files[0])
+    checked = [
+        SimpleNamespace(artifact=subject.artifact, parity=builders.parity())
+        for subject in (one.subjects[0], other)
+    ]
+    data = SimpleNamespace(arrays=SimpleNamespace(test=SimpleNamespace(x=np.zeros((1, 8)))))
+    failures: list[Failure] = []
+    workspace = Workspace.open(tmp_path / "work")
+    try:
+        workspace.store.put_artifact(other.artifact)
+        recipe = SimpleNamespace(measure=settings())
+        keys = measure_all(workspace, recipe, checked, one.device, data, failures)
+    finally:
+        workspace.close()
+    assert kept.key in keys
+    assert earlier.key not in keys
+    assert len(keys) == 2  # the other is open
+    assert [failure.reason for failure in failures] == ["board: cut"]
 
 
 def test_a_run_names_what_failed_beside_the_latency(one, monkeypatch, tmp_path):

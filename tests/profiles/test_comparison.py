@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import ttest_ind, ttest_rel
 
-from profiles.comparison import effect
+from profiles.comparison import effect, medians_by_round
 from profiles.statistics import two_stage_interval
+from tests import builders
 
 MEDIANS = st.lists(st.floats(1e3, 1e9), min_size=3, max_size=12)
 
@@ -72,3 +73,19 @@ def test_two_runs_have_a_ratio_and_no_interval():
 def test_half_a_comparison_is_refused(before, after, paired):
     with pytest.raises(ValueError, match="both sides"):
         effect(before, after, paired)
+
+
+def test_runs_are_told_apart_by_visit_and_round_and_not_by_number():
+    def run(number, median, fence, round_, **changes):
+        when = {"preflight": {"fence": fence, "round": round_}}
+        return builders.run(number, [median] * 3, environment=when, **changes)
+
+    trial = builders.trial(
+        runs=(
+            run(0, 100, 4, 0),
+            run(1, 900, 4, 1, complete=False),
+            run(2, 300, 5, 1),
+            run(3, 400, 5, 2),
+        )
+    )
+    assert medians_by_round(trial) == {(4, 0): 100, (5, 1): 300, (5, 2): 400}

@@ -235,6 +235,22 @@ def test_an_accepted_trial_is_not_opened_again(store):
         store.add_run(key, run(1))
 
 
+def test_trials_that_are_set_aside_begin_again_and_keep_their_runs(store):
+    first = accepted(store, run(0), run(1))
+    second = store.open_trial(trial(device_id="two")).key
+    store.add_run(second, run(0))
+    store.close_trial(second, "failed", "it broke")
+    other = store.open_trial(trial(device_id="other")).key
+    store.add_run(other, run(0))
+    store.set_aside([first, second, "0" * 64])
+    found = {t.key: t for t in store.trials()}
+    assert [(found[key].status, found[key].reason) for key in (first, second)] == [("open", "")] * 2
+    assert [each.complete for each in found[first].runs] == [False, False]
+    assert [each.complete for each in found[second].runs] == [False]
+    assert found[other].runs[0].complete
+    store.add_run(first, run(2))
+
+
 def test_trials_by_key(store):
     first = store.open_trial(trial(device_id="one")).key
     second = store.open_trial(trial(device_id="two")).key
