@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from devices.inventory import Device
+from devices.lab import Lab
 from devices.meter import Meter
 from devices.session import Job, Session
 from devices.visit import give_up, serial_of, visit
@@ -18,8 +21,10 @@ from pipeline.data import Images
 from pipeline.rounds import Ground, Rounds, Tally
 from pipeline.spool import Spool
 from pipeline.stage import Workspace
+from profiles.canonical import digest
 from profiles.durable import write_whole
 from profiles.errors import DeadlineExceeded, DeviceError, MeterError, StaleFence
+from profiles.quality import judge, tolerated
 from profiles.recipe import ANY_DELEGATE, Measure
 from profiles.records import Artifact, Condition, Plan, Trial
 from profiles.store import trial_key
@@ -29,6 +34,8 @@ from profiles.store import trial_key
 PAUSES_S = (0.5, 5.0, 20.0, 60.0)
 #: How long to wait for another holder: a doctor's visit is short.
 _WAIT_S = 60.0
+#: In the workspace: for each trial that no sensor was found for, what the device had then.
+METERS = "meters.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +77,8 @@ def measure(
     a drift of the device falls on all alike.  Each run is stored as soon as it ends: after a kill
     or a broken link the same call goes on where it was, and a campaign that is complete does not
     touch the device.  A link that breaks is taken up again in a new visit; the run it broke is
-    kept, marked, and made anew, as is one whose data are refused.
+    kept, marked, and made anew, as is one whose data are refused.  What breaks it every time,
+    beside the latencies, is left, and the rest goes on.
 
     Args:
         workspace: whose store takes the samples.
@@ -93,22 +101,39 @@ def measure(
     broken: list[DeviceError] = []
     while due := campaign.due():
         workspace.progress(f"measure: connecting to {device.id}")
-        runs = campaign.tally.runs
+        runs, campaign.tally.turn = campaign.tally.runs, frozenset()
         try:
             with visit(device, wait_s=_WAIT_S) as session:
                 campaign.go(session, due)
         except DeviceError as error:
             broken = [error] if campaign.tally.runs > runs else [*broken, error]
             if not (error.retryable and campaign.reached) or len(broken) > len(PAUSES_S):
-                if all(isinstance(one, DeadlineExceeded) for one in broken) and len(broken) > 1:
-                    give_up(device, error)
                 if any(trial.plan.kind == "latency" for trial in campaign.due()):
+                    if all(isinstance(one, DeadlineExceeded) for one in broken) and broken[1:]:
+                        give_up(device, error)
                     raise
                 campaign.leave(error)
-                break
+                broken = []
+                continue
             workspace.progress(f"measure: {error}; trying again")
             time.sleep(PAUSES_S[len(broken) - 1])
     return workspace.store.trials([trial.key for trial in campaign.wanted])
+
+
+def condition_of(settings: Measure, runtime: str, threads: int) -> Condition:
+    """What is asked for of a runtime."""
+    asked = settings.delegates.get(runtime)
+    return Condition(
+        threads=threads,
+        core_mask=settings.core_mask,
+        mode=settings.mode,
+        delegate=None if asked == ANY_DELEGATE else asked,
+    )
+
+
+def _sensors(facts: Mapping[str, Any]) -> str:
+    """What a device has that tells power, as one word."""
+    return digest(facts.get("meters", []))
 
 
 class _Campaign:
@@ -143,6 +168,22 @@ class _Campaign:
         ]
         self.wanted = list({trial.key: trial for trial in trials}.values())
         self._begin_again()
+        self._judge_again()
+
+    def _judge_again(self) -> None:
+        """Set aside what was accepted for the sake of what is tolerated no more."""
+        now = frozenset(self._settings.tolerate)
+        refused = {
+            trial.key
+            for trial in self._store.trials([trial.key for trial in self.wanted])
+            if trial.status == "accepted" and tolerated(trial) - now
+            if judge(trial, now).status != "accepted"
+        }
+        for group in self._groups(self.wanted) if refused else ():
+            keys = {trial.key for trial in group}
+            in_turns = self._together or group[0].plan.turns
+            if keys & refused:
+                self._store.set_aside(sorted(keys if in_turns else keys & refused))
 
     def _begin_again(self) -> None:
         """Set aside what was measured in turns with trials that an earlier campaign gave up."""
@@ -157,13 +198,7 @@ class _Campaign:
         return replace(plan, meter=self._device.meter_word()) if plan.kind == "energy" else plan
 
     def _blank(self, artifact: Artifact, threads: int, plan: Plan, serial: str) -> Trial:
-        asked = self._settings.delegates.get(artifact.runtime)
-        condition = Condition(
-            threads=threads,
-            core_mask=self._settings.core_mask,
-            mode=self._settings.mode,
-            delegate=None if asked == ANY_DELEGATE else asked,
-        )
+        condition = condition_of(self._settings, artifact.runtime, threads)
         place = self._device.place(serial, artifact.runtime)
         return Trial(
             key=trial_key(artifact.sha256, place, artifact.runtime, condition, plan),
@@ -184,15 +219,43 @@ class _Campaign:
 
     def due(self) -> list[Trial]:
         """Trials that are neither measured nor, in this campaign, found impossible."""
-        keys = [trial.key for trial in self.wanted]
-        done = {t.key for t in self._store.trials(keys) if t.status in ("accepted", "unknown")}
+        found = self._store.trials([trial.key for trial in self.wanted])
+        unknown = [trial for trial in found if trial.status == "unknown"]
+        done = {trial.key for trial in found if trial.status == "accepted"}
+        done |= {trial.key for trial in unknown} - self._answerable(unknown)
         return [t for t in self.wanted if t.key not in done | self.tally.ended]
 
+    def _answerable(self, unknown: Sequence[Trial]) -> set[str]:
+        """Of trials that the device could not tell anything for, those that it may by now.
+
+        That is where the sensors that the lab last saw on it, in a visit or by ``devices doctor``,
+        are not those there were when it could not: the device itself is not touched.
+        """
+        if not unknown:
+            return set()
+        now = {seen.serial: _sensors(seen.facts) for seen in Lab().devices()}
+        then = self._sensors_then()
+        return {
+            trial.key
+            for trial in unknown
+            if trial.device_serial in now and now[trial.device_serial] != then.get(trial.key)
+        }
+
+    def _sensors_then(self) -> dict[str, str]:
+        path = self._workspace.root / METERS
+        return dict(json.loads(path.read_text())) if path.exists() else {}
+
     def leave(self, error: DeviceError) -> None:
-        """The device is gone: what is still open says so, and is gone on with by the next call."""
-        for trial in self._store.trials([trial.key for trial in self.due()]):
+        """Go on without what broke the visit, or where the device is gone, without all.
+
+        What is still open says so, and is gone on with by the next call.
+        """
+        due = {trial.key for trial in self.due()}
+        left = due & self.tally.turn if error.retryable else set()
+        for trial in self._store.trials(sorted(left or due)):
             if trial.status == "open":
                 self._store.close_trial(trial.key, "open", str(error), fence=trial.fence)
+        self.tally.ended |= left or due
 
     def go(self, session: Session, due: Sequence[Trial]) -> None:
         """Measure as much as one visit allows."""
@@ -253,6 +316,8 @@ class _Campaign:
                 self._close(opened, session, "failed", f"{reason}; {found['hint']}")
             elif trial.plan.kind == "energy" and meterless:
                 self._close(opened, session, "unknown", meterless)
+                then = {**self._sensors_then(), opened.key: _sensors(session.facts)}
+                write_whole(self._workspace.root / METERS, json.dumps(then, indent=2).encode())
             else:
                 ready.append(opened)
         return ready

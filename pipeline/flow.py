@@ -7,12 +7,12 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from devices.inventory import Device, load_inventory
-from pipeline.campaign import Subject, input_file, measure
+from pipeline.campaign import Subject, condition_of, input_file, measure
 from pipeline.compress.variants import Compressed, compress
 from pipeline.data import DataHandle
 from pipeline.export import export_stage
@@ -21,7 +21,7 @@ from pipeline.model import PROGRAM, REFERENCE, model_stage
 from pipeline.stage import Progress, StageResult, Workspace, source_digest
 from profiles.durable import write_whole
 from profiles.errors import ConfigError, DeviceError, EdgeError, StageError, UsageError
-from profiles.recipe import Recipe
+from profiles.recipe import Measure, Recipe
 from profiles.records import Artifact, Measurement, Parity
 
 SUMMARY = "run.json"
@@ -263,7 +263,7 @@ def measure_all(
         trials = measure(workspace, device, subjects, recipe.measure)
     except DeviceError as error:
         failures.append(Failure("measure", device.id, str(error)))
-        return set()
+        return _kept(workspace, device, subjects, recipe.measure)
     for trial in trials:
         # A device that cannot tell, its energy for one, has not failed.
         if trial.status not in ("accepted", "unknown"):
@@ -271,6 +271,23 @@ def measure_all(
             what = name if kind == "latency" else f"{kind} of {name}"
             failures.append(Failure("measure", f"{what} on {device.id}", trial.reason))
     return {trial.key for trial in trials}
+
+
+def _kept(
+    workspace: Workspace, device: Device, subjects: Sequence[Subject], settings: Measure
+) -> set[str]:
+    """The keys of what was measured before a device left."""
+    artifacts = {subject.artifact.sha256 for subject in subjects}
+    plans = settings.plans()
+    return {
+        trial.key
+        for trial in workspace.store.trials()
+        if trial.artifact_sha256 in artifacts
+        and trial.device_id == device.id
+        and replace(trial.plan, meter="") in plans
+        and trial.condition.requested()
+        in [condition_of(settings, trial.runtime, n).requested() for n in settings.threads]
+    }
 
 
 def search_alone(

@@ -75,7 +75,7 @@ def _setting(m: Measurement) -> tuple[Any, ...]:
 
 
 def _place(m: Measurement) -> tuple[Any, ...]:
-    return (m.device, m.condition.threads, m.condition.core_mask, m.condition.mode)
+    return (m.device, m.condition, m.agent)
 
 
 def pareto_front(scores: ArrayLike) -> NDArray[np.int64]:

@@ -79,10 +79,12 @@ class Tally:
     Args:
         runs: made to their end.
         ended: keys of the trials that this campaign is done with, measured or not.
+        turn: keys of the trials that a process is measuring now; what breaks off breaks theirs.
     """
 
     runs: int = 0
     ended: set[str] = field(default_factory=set)
+    turn: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +212,7 @@ class Rounds:
         complete = lost = False
         numbers = {trial.key: len(trial.runs) for trial in trials}
         ground.spool.begin(numbers, self._session.lease.fence, readings)
+        self._tally.turn = frozenset(numbers)
         try:
             self._session.run(
                 first.runtime,
@@ -222,6 +225,7 @@ class Rounds:
                 sampling=ground.sampling(first.plan),
             )
             complete = True
+            self._tally.turn = frozenset()
         except LeaseLost:
             lost = True  # another was on the device meanwhile: these samples mean nothing
             raise

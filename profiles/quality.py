@@ -197,26 +197,25 @@ def _throttled(run: Run) -> Reason | None:
 def _hottest(run: Run) -> Any:
     """The hottest zone in m°C, or ``None``.
 
-    Where only some zones count it is of what was read, with names, before the process began: the
-    agent's readings have none.
+    Where only some of a device's zones count it is of what was read, with names, before the process
+    began: what the agent reads has none.
     """
     zones = _limits(run).get("temperature_zones")
-    if not zones:
-        told = [temperatures(_part(run, when)) for when in ("warm", "after")]
-        return max((mdegc for one in told for mdegc in one), default=None)
     named = _part(run, "preflight").get("temperatures_mdegc") or {}
-    looked_at = {
-        name: mdegc
-        for name, mdegc in named.items()
-        if any(fnmatchcase(name, pattern) for pattern in zones)
+    counts = {
+        name: not zones or any(fnmatchcase(name, pattern) for pattern in zones) for name in named
     }
-    return max(temperatures({"temperatures_mdegc": looked_at}), default=None)
+    told: list[Any] = []
+    if zones:
+        told.append({name: mdegc for name, mdegc in named.items() if counts[name]})
+    if all(counts.values()):
+        told += [_part(run, when).get("temperatures_mdegc") for when in ("warm", "after")]
+    return max((mdegc for one in told for mdegc in plausible(one)), default=None)
 
 
-def temperatures(readings: Mapping[str, Any]) -> tuple[int, ...]:
+def plausible(told: Mapping[str, int] | Sequence[int] | None) -> tuple[int, ...]:
     """The temperatures in m°C of one look at a device, without numbers that cannot be one."""
-    told = readings.get("temperatures_mdegc") or ()
-    values = told.values() if isinstance(told, Mapping) else told
+    values = told.values() if isinstance(told, Mapping) else told or ()
     return tuple(mdegc for value in values if (mdegc := plausible_mdegc(value)) is not None)
 
 

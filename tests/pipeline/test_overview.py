@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.overview import rows
+from profiles.records import Condition
 from tests.measurements import measurement
 
 
@@ -35,3 +36,22 @@ def test_without_a_baseline_or_a_figure_nothing_is_slower():
     for found in ([alone], [measurement(), refused], [elsewhere, alone]):
         assert [row.slower for row in rows(found)] == [False] * len(found)
         assert rows(found)[-1].speedup is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"agent": "native"},
+        {"condition": Condition(governor="powersave")},
+        {"condition": Condition(power_source="battery")},
+        {"condition": Condition(delegate="xnnpack")},
+        {"condition": Condition(threads=4)},
+        {"device": "other"},
+    ],
+)
+def test_only_what_was_measured_alike_is_compared(changes):
+    slow, fast = measurement(), measurement(variant="int8", median_ns=5e5)
+    alike = rows([slow, fast])
+    assert (alike[1].speedup, [row.on_front for row in alike]) == (2.0, [False, True])
+    apart = rows([slow, measurement(variant="int8", median_ns=5e5, **changes)])
+    assert (apart[1].speedup, [row.on_front for row in apart]) == (None, [True, True])

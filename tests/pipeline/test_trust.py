@@ -25,7 +25,7 @@ from profiles.recipe import Search
 from profiles.records import Io, TensorSpec, Trial
 from profiles.space import SearchSpace, Slot
 from tests import builders
-from tests.pipeline.scripted import TRUTH_NS, Bench, bench, covers, settings
+from tests.pipeline.scripted import TRUTH_NS, Bench, bench, covers, settings, watch
 
 #: Campaigns on a known truth: so many artifacts, each measured with so many seeds.
 ARTIFACTS, SEEDS = 160, 5
@@ -152,6 +152,23 @@ def test_what_is_tolerated_counts_and_is_said(one):
     (found,) = one.measurements()
     assert found.median_ns == pytest.approx(TRUTH_NS, rel=0.01)
     assert codes(found.remarks) == {"foreign-load"}
+
+
+def test_what_is_tolerated_no_more_is_measured_again(one, monkeypatch):
+    watch(one, monkeypatch)
+    one.truth(foreign_load_cores=[8.0])
+    one.measure(settings(tolerate=("foreign-load", "frequency")))
+    one.measure(settings(tolerate=("foreign-load",)))
+    assert len(one.asked) == 3  # what it was accepted for is tolerated still
+    (trial,) = one.measure()
+    assert trial.status == "refused"
+    assert [run.complete for run in trial.runs] == [False] * 3 + [True] * 3
+    one.truth()
+    (trial,) = one.measure()
+    assert trial.status == "accepted"
+    made = len(one.asked)
+    one.measure()
+    assert len(one.asked) == made
 
 
 @pytest.mark.parametrize("truth", [{"jump": 0.3}, {"drift": 0.05}])
@@ -297,6 +314,7 @@ def test_each_run_is_recorded_with_its_environment(tmp_path, tiny_model):
         assert set(told["preflight"]["limits"]) == {
             "foreign_load_cores",
             "throttle_mdegc",
+            "temperature_zones",
             "tolerate",
         }
         for when in ("before", "warm", "after"):

@@ -136,9 +136,10 @@ def test_what_cannot_be_a_temperature_is_none():
     [
         ({"cpu-0": 70_000, "modem": 95_000}, ""),
         ({"cpu-0": 70_000, "cpu-1": 82_000, "modem": 95_000}, "82.0 °C"),
-        ({"cpu-0": 4_200_000}, ""),
+        ({"cpu-0": 4_200_000, "modem": 95_000}, ""),
         ({"modem": 95_000}, ""),
-        (None, ""),
+        # It has no others: the agent's are these.
+        ({"cpu-0": 70_000}, "95.0 °C"),
     ],
 )
 def test_where_only_some_zones_count_the_others_heat_is_no_reason(named, told):

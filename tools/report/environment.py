@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from profiles import units
-from profiles.quality import disturbance, temperatures
+from profiles.quality import disturbance, plausible
 from profiles.records import Run, Trial
 
 _MOMENTS = ("before", "warm", "after")
@@ -91,7 +91,7 @@ def _clock(run: Run) -> Any:
 
 
 def _hottest(event: Mapping[str, Any]) -> list[float]:
-    return _one(max(temperatures(event), default=None))
+    return _one(max(plausible(event.get("temperatures_mdegc")), default=None))
 
 
 def _at(run: Run, moment: str) -> Mapping[str, Any]:
