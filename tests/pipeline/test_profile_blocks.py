@@ -266,6 +266,38 @@ def some_parts(repeated: int) -> parts.Parts:
     return parts.Parts("k", Path(), 2, repeated, 4096, (), {}, "int8")
 
 
+def test_sum_and_ratio_are_of_one_round_even_after_a_process_broke_off():
+    """It broke off when the whole had not had its first call: only its numbers are as before."""
+    levels = {(4, 0): 1.0, (5, 1): 3.0, (5, 2): 7.0}
+
+    def trial(base_ns: int, broken: bool):
+        made = []
+        for at, level in levels.items():
+            if broken and at == (5, 1):
+                made.append(((4, 1), 50.0, False))
+            made.append((at, level, True))
+        runs = tuple(
+            builders.run(
+                number,
+                [round(base_ns * level)] * 3,
+                complete=complete,
+                environment={"preflight": {"fence": fence, "round": round_}},
+            )
+            for number, ((fence, round_), level, complete) in enumerate(made)
+        )
+        return builders.trial(runs=runs, status="accepted")
+
+    found = {
+        parts.CALL: trial(1_000, True),
+        "00": trial(100_000, True),
+        parts.WHOLE: trial(80_000, False),
+    }
+    cut = replace(some_parts(0), blocks=((("a",), "Linear"),))
+    total, ratio = blocks._sum(found, cut)
+    assert total.runs == ratio.runs == 3
+    assert ratio.ci95 == pytest.approx((1.25, 1.25))
+
+
 def test_the_gap_is_named_in_words():
     said = " ".join(remarks(PROFILE, some_parts(4)))
     assert "2 borders hand over 4.1 kB" in said
