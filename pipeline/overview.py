@@ -45,8 +45,8 @@ def rows(measurements: Sequence[Measurement]) -> list[Row]:
     """Measurements with their speed-up and their place relative to the front."""
     baselines = {_setting(m): m for m in measurements if m.variant == BASELINE and m.median_ns}
     on_front: set[int] = set()
-    for place in {_place(m) for m in measurements}:
-        members = [m for m in measurements if _place(m) == place]
+    for place in {place_of(m) for m in measurements}:
+        members = [m for m in measurements if place_of(m) == place]
         scored = [
             (m, (-m.parity.accuracy, m.median_ns, m.size_bytes))
             for m in members
@@ -71,10 +71,11 @@ def _against(m: Measurement, baseline: Measurement | None) -> tuple[float | None
 
 
 def _setting(m: Measurement) -> tuple[Any, ...]:
-    return (m.model, m.format, *_place(m))
+    return (m.model, m.format, *place_of(m))
 
 
-def _place(m: Measurement) -> tuple[Any, ...]:
+def place_of(m: Measurement) -> tuple[Any, ...]:
+    """Where and how it was measured; only figures of one place are compared."""
     return (m.device, m.condition, m.agent)
 
 

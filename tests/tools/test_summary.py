@@ -170,3 +170,16 @@ def test_a_remark_on_many_is_said_once(capsys: pytest.CaptureFixture[str]):
     said = words(capsys.readouterr().out)
     assert said.count("2 of 3 runs concerned") == 1
     assert "† foreign-load of fp32 onnx, int8 onnx: 2 of 3 runs concerned (end it)" in said
+
+
+def test_places_that_differ_in_their_state_alone_say_so(capsys: pytest.CaptureFixture[str]):
+    saving = Condition(governor="powersave", power_source="battery")
+    found = [measurement(), measurement(variant="int8", condition=saving, median_ns=5e5)]
+    print_overview(Overview("tiny", tuple(rows(found)), {}))
+    said = capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= 80
+    assert words(said).count("governor unknown, power unknown, unknown agent") == 2
+    assert words(said).count("governor powersave, power battery, unknown agent") == 2
+    assert "2.00x" not in said
+    print_overview(Overview("tiny", tuple(rows(found[:1])), {}))
+    assert "governor" not in capsys.readouterr().out

@@ -68,18 +68,23 @@ def print_measurement(m: Measurement, material: Material) -> None:
 
 def print_overview(overview: Overview) -> None:
     """Artifacts, the Pareto front, and what the search found."""
-    variants = [row for row in overview.rows if row.measurement.role == "variant"]
-    for place in dict.fromkeys(_place(row.measurement) for row in variants):
-        mine = [row for row in variants if _place(row.measurement) == place]
-        _print_artifacts(f"{overview.name}: {place}", mine)
-        _print_notes([row.measurement for row in mine])
-    for place in dict.fromkeys(_place(row.measurement) for row in overview.rows if row.on_front):
+    from pipeline.overview import place_of
+
+    titles = _titles([row.measurement for row in overview.rows])
+    for place, title in titles.items():
+        there = [row for row in overview.rows if place_of(row.measurement) == place]
+        if mine := [row for row in there if row.measurement.role == "variant"]:
+            _print_artifacts(f"{overview.name}: {title}", mine)
+            _print_notes([row.measurement for row in mine])
+    for place, title in titles.items():
         front = sorted(
-            (r for r in overview.rows if r.on_front and _place(r.measurement) == place),
+            (r for r in overview.rows if r.on_front and place_of(r.measurement) == place),
             key=lambda row: row.measurement.median_ns or 0,
         )
+        if not front:
+            continue
         print_table(
-            f"Pareto front (accuracy, latency, size): {place}",
+            f"Pareto front (accuracy, latency, size): {title}",
             ["variant", "format", ">kB", ">top-1", ">ms", ">95 %"],
             [_front_cells(row.measurement) for row in front],
             width=WIDTH,
@@ -89,8 +94,27 @@ def print_overview(overview: Overview) -> None:
         print_search(search)
 
 
-def _place(m: Measurement) -> str:
+def _titles(found: Sequence[Measurement]) -> dict[tuple[Any, ...], str]:
+    """What each place is called; places that would be called the same tell what else they are."""
+    from pipeline.overview import place_of
+
+    first = {place_of(m): m for m in reversed(found)}
+    places = list(dict.fromkeys(map(place_of, found)))
+    short = {place: _title(first[place]) for place in places}
+    called = list(short.values())
+    return {
+        place: title if called.count(title) == 1 else f"{title}, {_state(first[place])}"
+        for place, title in short.items()
+    }
+
+
+def _title(m: Measurement) -> str:
     return f"{device_label(m)}, {m.condition.describe()}" if m.device else "not measured"
+
+
+def _state(m: Measurement) -> str:
+    """What beside the condition asked for makes a place another."""
+    return f"governor {m.condition.governor}, power {m.condition.power_source}, {m.agent} agent"
 
 
 def _print_artifacts(title: str, rows: Sequence[Row]) -> None:
