@@ -31,7 +31,7 @@ class Recording:
     samples: list[int] = field(default_factory=list)
     # For each slice of the samples: when it began, how many calls it has, and the core's clock.
     slices: list[tuple[int, int, int | None]] = field(default_factory=list)
-    memory: dict[str, int] | None = None
+    memory: dict[str, int | None] | None = None
     operators: list[dict[str, Any]] | None = None
 
     def warmup_ns(self) -> Samples:
@@ -147,11 +147,11 @@ class RunRecorder:
         recording.slices.append(slice_)
 
     def _on_memory(self, event: Mapping[str, Any]) -> None:
-        sizes = {
-            name: _natural(event[name])
-            for name in ("base_bytes", "loaded_bytes", "peak_bytes", "file_bytes")
-        }
-        if not (sizes["base_bytes"] and sizes["loaded_bytes"] and sizes["peak_bytes"]):
+        names, peak = ("base_bytes", "loaded_bytes", "file_bytes"), event["peak_bytes"]
+        sizes: dict[str, int | None] = {name: _natural(event[name]) for name in names}
+        # The agent says null where the mark may be older than the model.
+        sizes["peak_bytes"] = None if peak is None else _natural(peak)
+        if 0 in (sizes["base_bytes"], sizes["loaded_bytes"], sizes["peak_bytes"]):
             raise ValueError("a process takes memory")
         self.recordings[event["job"]].memory = sizes
 

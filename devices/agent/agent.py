@@ -40,11 +40,23 @@ from devices.agent.timing import CoreClocks
 PLAN_FORMAT = 3
 #: How long after its deadline an agent is ended that could not end itself, in s.
 DEADLINE_GRACE_S = 5
-_KEYS = {
-    *("format", "kind", "runtime", "threads", "core_mask", "deadline_s", "seed", "jobs"),
-    *("warmup_iterations", "warmup_ns", "iterations", "window_ns", "period_ns", "meter"),
-    *("slice_iterations", "settle_iterations"),
+#: A year; sums of such times do not overflow where numbers have 64 bits.
+_LONGEST_NS = 31_536_000_000_000_000
+_MANY = 10**9
+#: What may be asked for: the least and the most, the same as of the native agent.
+_RANGES = {
+    "threads": (1, 1024),
+    "deadline_s": (1, _MANY),
+    "warmup_iterations": (0, _MANY),
+    "warmup_ns": (0, _LONGEST_NS),
+    "iterations": (1, _MANY),
+    "slice_iterations": (1, _MANY),
+    "settle_iterations": (0, _MANY),
+    "window_ns": (0, _LONGEST_NS),
+    "period_ns": (0, _LONGEST_NS),
+    "seed": (-(2**63), 2**63 - 1),
 }
+_KEYS = {"format", "kind", "runtime", "core_mask", "meter", "jobs", *_RANGES}
 
 
 class MissingRuntime(Exception):
@@ -84,8 +96,10 @@ def check(plan: dict[str, Any]) -> None:
     kind, ids = plan["kind"], [job["id"] for job in plan["jobs"]]
     if kind not in KINDS:
         raise Refused(f"kind {kind}: this agent knows {', '.join(KINDS)}")
-    if plan["slice_iterations"] < 1:
-        raise Refused("a slice has at least one iteration")
+    for name, (least, most) in _RANGES.items():
+        _check_range(name, plan[name], least, most)
+    if not ids:
+        raise Refused("the plan has no jobs")
     if len(set(ids)) < len(ids):
         raise Refused(f"two jobs share a name: {', '.join(ids)}")
     if kind != "latency" and len(ids) != 1:
@@ -94,11 +108,15 @@ def check(plan: dict[str, Any]) -> None:
         _check_meter(plan["meter"])
 
 
+def _check_range(name: str, value: object, least: int, most: int) -> None:
+    if type(value) is not int or not least <= value <= most:
+        raise Refused(f"{name} is a whole number from {least} to {most}, not {value!r}")
+
+
 def _check_meter(meter: Optional[dict[str, Any]]) -> None:  # noqa: UP045
     if meter is None or not (meter["files"] or meter["command"]):
         raise Refused("the plan names nothing to read energy from")
-    if meter["period_ns"] < 1:
-        raise Refused("a power sensor is read with a period")
+    _check_range("the meter's period_ns", meter["period_ns"], 1, _LONGEST_NS)
 
 
 def _pin(mask: str) -> None:

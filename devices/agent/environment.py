@@ -11,10 +11,13 @@ import os
 import resource
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 _CORES = Path("/sys/devices/system/cpu")
 _SELF = Path("/proc/self")
+#: A mark of at most so many times what is resident was reset just now.  Chosen: the kernel counts
+#: both in batches of pages, which differ by less.
+FORGOTTEN = 1.05
 
 
 def environment(when: str, child: int = 0) -> dict[str, Any]:
@@ -77,7 +80,7 @@ def _used_ms(child: int) -> int:
 
 
 def forget_peak() -> None:
-    """Let :func:`memory` tell the peak from now on, where the kernel can.
+    """Let :func:`memory` tell the peak from now on, where the kernel can; see :func:`peak_bytes`.
 
     *Source*: ``Documentation/filesystems/proc.rst``: 5 resets the high-water mark to what is
     resident.
@@ -99,6 +102,17 @@ def memory() -> dict[str, int]:
         return {name: sizes[f"{name}:"] for name in ("VmRSS", "VmHWM", "RssFile")}
     except KeyError as error:
         raise OSError(f"this system does not tell {error} of a process' memory") from None
+
+
+def peak_bytes(base: dict[str, int], after: dict[str, int]) -> Optional[int]:  # noqa: UP045
+    """The most that was resident from one reading of :func:`memory` to a later one.
+
+    Returns:
+        ``None`` where the mark may be older, for it was not reset and has not grown: importing the
+        runtime may have taken more than the model.
+    """
+    forgotten = base["VmHWM"] <= FORGOTTEN * base["VmRSS"]
+    return after["VmHWM"] if forgotten or after["VmHWM"] > base["VmHWM"] else None
 
 
 def _numbers(folder: Path, pattern: str) -> list[int]:

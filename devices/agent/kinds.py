@@ -12,7 +12,7 @@ from collections.abc import Callable
 from devices.agent.bench import LEAST_SLICE_NS, Bench, Refused, warmup
 from devices.agent.energy import energy
 from devices.agent.engines import ENGINES, Engine, OnnxRuntimeEngine
-from devices.agent.environment import environment, forget_peak, memory
+from devices.agent.environment import environment, forget_peak, memory, peak_bytes
 from devices.agent.loading import load, load_with, loaded, open_model, read_inputs
 
 #: What an application touches between two calls, in bytes.  Chosen: more than the caches of the
@@ -126,7 +126,7 @@ def _memory(bench: Bench) -> None:
             "job": job["id"],
             "base_bytes": base["VmRSS"],
             "loaded_bytes": ready["VmRSS"],
-            "peak_bytes": after["VmHWM"],
+            "peak_bytes": peak_bytes(base, after),
             "file_bytes": after["RssFile"],
         }
     )

@@ -55,6 +55,20 @@ BAD_SETTINGS: dict[str, dict[str, Any]] = {
     "newer format": {"format": 99},
     "older format": {"format": 1},
     "slices of nothing": {"slice_iterations": 0},
+    "no iterations": {"iterations": 0},
+    "no threads": {"threads": 0},
+    "no time": {"deadline_s": 0},
+    "more time than there is": {"deadline_s": 10**12},
+    "a window before now": {"window_ns": -1},
+    "a window beyond all time": {"window_ns": 10**18},
+    "a window that is no whole number": {"window_ns": 1.5},
+    "a period that runs backwards": {"kind": "app", "period_ns": -1},
+    "less than no warm-up": {"warmup_iterations": -1},
+    "warm-up for less than no time": {"warmup_ns": -1},
+    "less than no settling": {"settle_iterations": -1},
+    "a yes for a number": {"iterations": True},
+    "a seed that is too long": {"seed": 2**63},
+    "no jobs": {"jobs": []},
     "no such core": {"core_mask": f"{1 << 900:x}"},
     "a core that is not there": {"core_mask": f"{(1 << 900) + 1:x}"},
     "a mask that is no number": {"core_mask": "all"},
@@ -74,7 +88,17 @@ BAD_SETTINGS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", BAD_SETTINGS)
 def test_a_bad_setting_is_an_error_event(ort_agent, name):
-    assert ort_agent.refuse(ort_agent.plan(**BAD_SETTINGS[name]))[-1]["kind"] == "failed"
+    events = ort_agent.refuse(ort_agent.plan(**BAD_SETTINGS[name]))
+    assert events[-1]["kind"] == "failed"
+    assert "samples" not in kinds(events)
+
+
+OUT_OF_RANGE = sorted(name for name in BAD_SETTINGS if "core" not in name and "mask" not in name)
+
+
+@pytest.mark.parametrize("name", OUT_OF_RANGE)
+def test_a_plan_that_contradicts_itself_is_refused_before_anything_is_done(ort_agent, name):
+    assert kinds(ort_agent.refuse(ort_agent.plan(**BAD_SETTINGS[name]))) == ["error"]
 
 
 NEEDED = ["format", "runtime", "threads", "iterations", "seed", "jobs"]

@@ -148,8 +148,8 @@ def start_slow(
 
 def test_lines_are_not_held_back(agent, tiny_model):
     """What was measured before a call that never ends has already been said."""
-    # One call while loading, three and two of warm-up and two slices of five.
-    process = start_slow(agent, tiny_model, good_calls=1 + 3 + 2 + 10, deadline_s=10)
+    # One call while loading, three and two of warm-up, and two slices of one untimed and five.
+    process = start_slow(agent, tiny_model, good_calls=1 + 3 + 2 + 12, deadline_s=10)
     with process:
         events = [json.loads(process.stdout.readline()) for _ in range(8)]
         assert process.poll() is None

@@ -162,6 +162,22 @@ def test_importing_the_runtime_does_not_count_as_the_models_peak(tmp_path, tiny_
     assert found["peak_bytes"] < 200 << 20
 
 
+@pytest.mark.parametrize(
+    ("reset", "grown", "peak"),
+    [(100, 100, 100), (105, 105, 105), (106, 106, None), (106, 107, 107)],
+)
+def test_a_peak_that_may_be_older_than_the_model_is_unknown(reset, grown, peak):
+    base = {"VmRSS": 100, "VmHWM": reset, "RssFile": 1}
+    assert environment.peak_bytes(base, {**base, "VmHWM": grown}) == peak
+
+
+def test_a_peak_that_cannot_be_reset_is_unknown(tiny_model, monkeypatch):
+    monkeypatch.setattr(kinds, "forget_peak", lambda: len(b"x" * (300 << 20)))
+    events: Events = []
+    agent.measure(agent_plan([tiny_model.plan_job()], kind="memory"), events.append)
+    assert one(events, "memory")["peak_bytes"] is None
+
+
 def run_agent(folder: Path, plan: Path, env: dict[str, str]) -> Events:
     program = build(folder / "agent.pyz")
     done = subprocess.run(

@@ -87,6 +87,12 @@ def test_what_was_not_said_is_unknown_not_zero():
     assert (recorder.build, recorder.version) == ("unknown", "unknown")
 
 
+def test_a_peak_of_memory_may_be_unknown():
+    recorder = recorder_with_samples()
+    say(recorder, "memory", peak_bytes=None)
+    assert recorder.details("a")["memory"]["peak_bytes"] is None
+
+
 # Garbage
 
 NOT_JSON = [

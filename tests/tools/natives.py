@@ -16,6 +16,8 @@ HERE = platform.machine()
 #: The C library of ONNX Runtime on this machine.
 ORT = str(runtime_libraries().get("onnxruntime"))
 HOST_CC = shutil.which("cc")
+#: A job of plans that end before it is loaded.
+NO_MODEL: dict[str, Any] = {"id": "none", "path": "none", "inputs": []}
 SANITIZERS = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 

@@ -28,6 +28,15 @@ def test_the_readme_has_a_figure_for_every_runtime():
     assert len(re.findall(r"^\| [\w ]+ \| [\d.]+ \| [\d.]+ to [\d.]+ \|$", table, re.M)) == 3
 
 
+@pytest.mark.parametrize("module", ["harness", "agents"])
+@pytest.mark.parametrize("pairs", ["1", "0", "-3", "many"])
+def test_one_pair_has_no_interval(module, pairs):
+    words = [sys.executable, "-m", f"tools.bench.{module}", "--pairs", pairs]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "--pairs" in done.stderr.splitlines()[-1]
+
+
 @pytest.mark.slow
 def test_the_harness_reports_every_runtime_and_both_agents():
     found = bench("harness", "--pairs", "2", "--turns", "4")

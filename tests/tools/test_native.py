@@ -19,7 +19,7 @@ from devices.agent.native import FOLDER, MACHINES, native_agent, runtime_librari
 from devices.agent.tiny import tiny_model as tiny_bytes
 from profiles.errors import AgentError
 from tests.builders import agent_plan
-from tests.tools.natives import HERE, HOST_CC, run
+from tests.tools.natives import HERE, HOST_CC, NO_MODEL, run
 from tools.native import main
 
 ROOT = Path(__file__).parents[2]
@@ -149,7 +149,7 @@ def test_the_cross_compiled_agent_answers_under_emulation(tmp_path):
     assert (code, event["agent"]) == (0, "native")
     assert "/nowhere" in event["runtimes"]["onnxruntime"]["missing"]
     plan = tmp_path / "plan.json"
-    plan.write_text(json.dumps(agent_plan([], library="/nowhere/libonnxruntime.so")))
+    plan.write_text(json.dumps(agent_plan([NO_MODEL], library="/nowhere/libonnxruntime.so")))
     code, (event,), _ = run(*start, plan)
     assert (code, event["kind"]) == (1, "runtime-missing")
 

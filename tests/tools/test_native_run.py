@@ -20,13 +20,13 @@ from devices.agent.native import runtime_libraries
 from tests.builders import TinyModel, write_plan
 from tests.conformance.agents import litert_job
 from tests.processes import alive
-from tests.tools.natives import ORT, Events, library_of, of, run, watched
+from tests.tools.natives import NO_MODEL, ORT, Events, library_of, of, run, watched
 
 # Libraries that are not what they should be
 
 
 def test_a_library_that_is_not_there(agent, tmp_path):
-    plan = write_plan(tmp_path, [], library=str(tmp_path / "none.so"))
+    plan = write_plan(tmp_path, [NO_MODEL], library=str(tmp_path / "none.so"))
     code, (event,), _ = run(agent, plan)
     assert (code, event["kind"]) == (1, "runtime-missing")
     assert "none.so" in event["message"]
@@ -84,7 +84,7 @@ def test_what_a_library_prints_is_no_event(agent, tmp_path):
         return &base;
     }
     """
-    plan = write_plan(tmp_path, [], library=str(library_of(tmp_path, code)))
+    plan = write_plan(tmp_path, [NO_MODEL], library=str(library_of(tmp_path, code)))
     _, (event,), errors = run(agent, plan)
     assert event["kind"] == "runtime-missing"
     assert "1.2 is older" in event["message"]
@@ -117,7 +117,7 @@ const void *OrtGetApiBase(void) { return &base; }
 )
 def test_a_build_is_asked_for_where_it_can_be(agent, tmp_path, newest, build, told):
     code = f"#define NEWEST {newest}\n#define BUILD {build}\n{OLD_ORT}"
-    plan = write_plan(tmp_path, [], library=str(library_of(tmp_path, code)))
+    plan = write_plan(tmp_path, [NO_MODEL], library=str(library_of(tmp_path, code)))
     _, events, errors = run(agent, plan)
     assert events[0]["event"] == "hello", errors
     assert events[0]["build"] == told

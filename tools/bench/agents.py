@@ -216,13 +216,21 @@ def measure(folder: Path, pairs: int, turns: int) -> list[Agreement]:
     return found
 
 
+def at_least_two(text: str) -> int:
+    """A number on the command line of things whose spread is asked for."""
+    number = int(text)
+    if number < 2:
+        raise argparse.ArgumentTypeError(f"{number} is less than two, of which there is no spread")
+    return number
+
+
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--pairs", type=int, default=8, help="of processes; at least two")
+    parser.add_argument("--pairs", type=at_least_two, default=8, help="of processes; at least two")
     parser.add_argument("--turns", type=int, default=20)
     options = parser.parse_args()
     with TemporaryDirectory() as folder:

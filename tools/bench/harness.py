@@ -8,6 +8,9 @@ language (see :mod:`tools.bench.bare`); they take turns of a slice on one core, 
 the other runs, so that what else the machine does falls on both.  A pair's ratio is the median,
 over its turns, of agent / bare slice medians; reported are the geometric mean over the pairs and
 its interval, Student's t over the logarithms.
+
+Between slices an agent reads the clock of its core, where the system tells it: on a machine without
+cpufreq, as most virtual ones are, that reading is not exercised here.
 """
 
 from __future__ import annotations
@@ -30,7 +33,15 @@ from devices.agent.native import native_agent, runtime_libraries
 from devices.agent.program import build
 from profiles.records import FORMATS, RUNTIME_OF, SUFFIX_OF
 from tools.bench import bare
-from tools.bench.agents import SHAPE, WIDTHS, measure_pair, network, write_plan
+from tools.bench.agents import (
+    SHAPE,
+    SLICE_ITERATIONS,
+    WIDTHS,
+    at_least_two,
+    measure_pair,
+    network,
+    write_plan,
+)
 from tools.bench.paired import compare
 
 #: A shorter call is timed no worse, but tells of the clock's own cost.
@@ -82,7 +93,8 @@ def build_bare(runtime: str, folder: Path) -> Path:
 def commands(runtime: str, agent: str, model: Path, folder: Path) -> dict[str, str]:
     """How the agent and its bare loop are started, but for the plan that comes after."""
     core = str(max(os.sched_getaffinity(0)))
-    given = [str(model), str(folder / "x.bin"), core]
+    shape = "x".join(map(str, SHAPE))
+    given = [str(model), str(folder / "x.bin"), core, shape, str(SLICE_ITERATIONS)]
     if agent == "native":
         library = str(runtime_libraries()[runtime])
         ours = [str(native_agent(platform.machine()))]
@@ -113,7 +125,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--pairs", type=int, default=10, help="of processes; at least two")
+    parser.add_argument("--pairs", type=at_least_two, default=10, help="of processes; at least two")
     parser.add_argument("--turns", type=int, default=20)
     options = parser.parse_args()
     with TemporaryDirectory() as folder:

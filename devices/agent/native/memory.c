@@ -17,6 +17,19 @@ static void forget_peak(void) {
     close(fd);
 }
 
+/* A mark of at most so many hundredths of what is resident was reset just now.  Chosen: the kernel
+ * counts both in batches of pages, which differ by less. */
+#define FORGOTTEN_PERCENT 105
+
+/* The most that was resident between two readings; null where the mark may be older, for it was not
+ * reset and has not grown: what came before may have taken more than the model. */
+static void append_peak(struct text *line, const struct resident *base,
+                        const struct resident *end) {
+    bool forgotten = 100 * base->peak <= FORGOTTEN_PERCENT * base->now;
+    if (forgotten || end->peak > base->peak) append(line, "%" PRId64, end->peak);
+    else append(line, "null");
+}
+
 static int64_t line_of(const struct text *status, const char *name) {
     const char *found = strstr(status->bytes, name);
     if (!found) fail("failed", "this system does not tell how much memory a process takes (%s)",
@@ -49,7 +62,9 @@ void measure_memory(const struct visit *visit) {
     emit_samples(job, &series);
     struct text line = {0};
     append(&line, "{\"event\":\"memory\",\"job\":%s,\"base_bytes\":%" PRId64 ",\"loaded_bytes\":%"
-           PRId64 ",\"peak_bytes\":%" PRId64 ",\"file_bytes\":%" PRId64 "}", job->quoted_id,
-           base.now, loaded.now, end.peak, end.file);
+           PRId64 ",\"file_bytes\":%" PRId64 ",\"peak_bytes\":", job->quoted_id, base.now,
+           loaded.now, end.file);
+    append_peak(&line, &base, &end);
+    append(&line, "}");
     emit(&line);
 }

@@ -105,7 +105,7 @@ struct plan read_plan(const char *path) {
         .deadline_s = (unsigned)need_integer(root, "deadline_s", 1, many),
         .warmup_iterations = need_integer(root, "warmup_iterations", 0, many),
         .warmup_ns = need_integer(root, "warmup_ns", 0, LONGEST_NS),
-        .iterations = need_integer(root, "iterations", 0, many),
+        .iterations = need_integer(root, "iterations", 1, many),
         .slice_iterations = need_integer(root, "slice_iterations", 1, many),
         .settle_iterations = need_integer(root, "settle_iterations", 0, many),
         .window_ns = need_integer(root, "window_ns", 0, LONGEST_NS),
@@ -115,6 +115,7 @@ struct plan read_plan(const char *path) {
     };
     struct value *jobs = need(root, "jobs", ARRAY);
     for (struct value *job = jobs->first; job; job = job->next) plan.job_count++;
+    if (!plan.job_count) fail("failed", "the plan has no jobs");
     plan.jobs = zeroed(plan.job_count, sizeof *plan.jobs);
     size_t count = 0;
     for (struct value *spec = jobs->first; spec; spec = spec->next, count++) {

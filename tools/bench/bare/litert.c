@@ -3,8 +3,6 @@
 
 #include "loop.h"
 
-#include <string.h>
-
 struct type { /* LiteRtRankedTensorType, with room to spare */
     int words[64];
 };
@@ -31,7 +29,6 @@ static void *buffer(void *environment, void *signature, const char *tensors, con
 }
 
 int main(int count, char **words) {
-    const size_t size = sizeof(float) * 3 * 192 * 192;
     void *environment, *model, *options, *opaque, *signature, *bytes;
     begin(count, words);
     demand(!((int (*)(int, const void *, void **))symbol("LiteRtCreateEnvironment"))(
@@ -57,7 +54,7 @@ int main(int count, char **words) {
                     "LiteRtGetCompiledModelOutputBufferRequirements");
     demand(!((int (*)(void *, void **, int))symbol("LiteRtLockTensorBuffer"))(input, &bytes, 1),
            "lock");
-    memcpy(bytes, read_input(words[3], size), size);
+    memcpy(bytes, read_input(words[3]), size);
     demand(!((int (*)(void *))symbol("LiteRtUnlockTensorBuffer"))(input), "unlock");
     run = (int (*)(void *, size_t, size_t, void **, size_t, void **))symbol(
         "LiteRtRunCompiledModel");

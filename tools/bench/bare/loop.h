@@ -6,11 +6,15 @@
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 
-#define SLICE 10
+#define MAX_RANK 8
 
 static void *library;
+static int64_t shape[MAX_RANK];
+static size_t rank, size; /* of the input; size in bytes */
+static int slice;
 
 static void demand(int well, const char *what) {
     if (well) return;
@@ -24,7 +28,7 @@ static void *symbol(const char *name) {
     return found;
 }
 
-static void *read_input(const char *path, size_t size) {
+static void *read_input(const char *path) {
     void *bytes = aligned_alloc(64, (size + 63) / 64 * 64);
     FILE *file = fopen(path, "rb");
     demand(bytes && file && fread(bytes, 1, size, file) == size, path);
@@ -38,10 +42,22 @@ static int64_t now_ns(void) {
     return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
 }
 
-/* PROGRAM LIBRARY MODEL INPUT CORE ...: the library is open, and this is on its core. */
+/* An input of 32-bit floats, its axes as 1x3x192x192. */
+static void read_shape(char *axes) {
+    size = sizeof(float);
+    for (char *axis = strtok(axes, "x"); axis; axis = strtok(NULL, "x")) {
+        demand(rank < MAX_RANK && (shape[rank] = atoll(axis)) > 0, "shape");
+        size *= (size_t)shape[rank++];
+    }
+}
+
+/* PROGRAM LIBRARY MODEL INPUT CORE SHAPE SLICE ...: the library is open, this is on its core. */
 static void begin(int count, char **words) {
     cpu_set_t cores;
-    demand(count >= 5, "PROGRAM LIBRARY MODEL INPUT CORE");
+    demand(count >= 7, "PROGRAM LIBRARY MODEL INPUT CORE SHAPE SLICE");
+    read_shape(words[5]);
+    slice = atoi(words[6]);
+    demand(slice > 0, "slice");
     CPU_ZERO(&cores);
     CPU_SET(atoi(words[4]), &cores);
     demand(!sched_setaffinity(0, sizeof cores, &cores), "core");
@@ -51,15 +67,16 @@ static void begin(int count, char **words) {
 
 /* Time calls until killed; each slice is a line such as the agents write. */
 static void loop(void (*call)(void)) {
-    int64_t taken[SLICE];
+    int64_t *taken = calloc((size_t)slice, sizeof *taken);
+    demand(taken != NULL, "memory");
     for (;;) {
-        for (int i = 0; i < SLICE; i++) {
+        for (int i = 0; i < slice; i++) {
             int64_t start = now_ns();
             call();
             taken[i] = now_ns() - start;
         }
         printf("{\"event\":\"samples\",\"ns\":[");
-        for (int i = 0; i < SLICE; i++) printf("%s%" PRId64, i ? "," : "", taken[i]);
+        for (int i = 0; i < slice; i++) printf("%s%" PRId64, i ? "," : "", taken[i]);
         printf("]}\n");
         if (fflush(stdout)) exit(1);
     }

@@ -11,8 +11,6 @@ static void call(void) {
 }
 
 int main(int count, char **words) {
-    static const int64_t shape[] = {1, 3, 192, 192};
-    const size_t size = sizeof(float) * 3 * 192 * 192;
     begin(count, words);
     struct {
         void *const *(*table)(uint32_t version);
@@ -28,7 +26,7 @@ int main(int count, char **words) {
     demand(!((void *(*)(int, int, void **))api[69])(0, 0, &memory), "memory");
     demand(!((void *(*)(void **))api[78])(&allocator), "allocator");
     demand(!((void *(*)(void *, void *, size_t, const int64_t *, size_t, int, void **))api[49])(
-               memory, read_input(words[3], size), size, shape, 4, 1, &tensor), "tensor");
+               memory, read_input(words[3]), size, shape, rank, 1, &tensor), "tensor");
     demand(!((void *(*)(void *, size_t, void *, char **))api[36])(session, 0, allocator, &input),
            "input");
     demand(!((void *(*)(void *, size_t, void *, char **))api[37])(session, 0, allocator, &output),

@@ -1,6 +1,6 @@
 """A bare loop over one runtime's Python package; each slice is a line such as the agents write.
 
-python -m tools.bench.bare.python RUNTIME MODEL INPUT CORE
+python -m tools.bench.bare.python RUNTIME MODEL INPUT CORE SHAPE SLICE
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from typing import Any
 import numpy as np
 
 Call = Callable[[], object]
-SHAPE = (1, 3, 192, 192)
-SLICE = 10
 
 
 def bare_onnxruntime(path: str, value: Any) -> tuple[Call, Call]:
@@ -72,12 +70,15 @@ def bare_slice(prepare: Call, call: Call, count: int) -> list[int]:
 
 def main() -> None:
     """Time calls until killed."""
-    runtime, model, values, core = sys.argv[1:5]
+    runtime, model, values, core, axes, size = sys.argv[1:7]
+    shape = tuple(map(int, axes.split("x")))
     os.sched_setaffinity(0, {int(core)})
-    value = np.frombuffer(Path(values).read_bytes(), dtype=np.float32).reshape(SHAPE).copy()
+    value = np.frombuffer(Path(values).read_bytes(), dtype=np.float32).reshape(shape).copy()
     prepare, call = BARE[runtime](model, value)
     while True:
-        print(json.dumps({"event": "samples", "ns": bare_slice(prepare, call, SLICE)}), flush=True)
+        print(
+            json.dumps({"event": "samples", "ns": bare_slice(prepare, call, int(size))}), flush=True
+        )
 
 
 if __name__ == "__main__":
