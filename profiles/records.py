@@ -383,7 +383,8 @@ class Measurement:
         sustained_ns: the median latency once warm.
         app_ns: the median latency of a plain application loop.
         app_ratio: the same over ``median_ns``, with the interval of the ratio.
-        unknown: for ``energy``, ``memory``, ``app``, ``sustained``: why there is no figure.
+        unknown: for ``energy``, ``memory``, ``app``, ``sustained``: why there is no figure, or for
+            ``app`` no ratio.
         turns: see :class:`Plan`.
     """
 

@@ -364,13 +364,16 @@ def test_what_loses_the_device_every_time_is_left_and_the_rest_goes_on(one, monk
 def test_a_device_that_is_gone_is_waited_for_once(one, monkeypatch):
     """What is left then is all that is open, not each kind in turn."""
     monkeypatch.setattr(campaign, "PAUSES_S", (0.0, 0.0))
-    watch(one, monkeypatch)
+    watch(one, monkeypatch, fail_kind("memory", ConnectionLost("gone")))
     one.measure()
     visits = []
+    settle = Session.settle
 
-    def gone(*_: Any) -> None:
+    def gone(*told: Any) -> Any:
         visits.append(1)
-        raise ConnectionLost("gone")
+        if len(visits) > 1:
+            raise ConnectionLost("gone")
+        return settle(*told)
 
     monkeypatch.setattr(Session, "settle", gone)
     trials = by_kind(one.measure(settings(app=True, memory=True)))
