@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +71,16 @@ def _against(m: Measurement, baseline: Measurement | None) -> tuple[float | None
 
 
 def _setting(m: Measurement) -> tuple[Any, ...]:
-    return (m.model, m.format, *place_of(m))
+    """What a variant shares with the FP32 one that it is compared with."""
+    return (m.model, m.format, m.condition.delegate, m.agent, *place_of(m))
 
 
 def place_of(m: Measurement) -> tuple[Any, ...]:
-    """Where and how it was measured; only figures of one place are compared."""
-    return (m.device, m.condition, m.agent)
+    """Where and in what state it was measured; only figures of one place are compared.
+
+    Runtimes, their delegates and agents are what one chooses among there.
+    """
+    return (m.device, replace(m.condition, delegate=None))
 
 
 def pareto_front(scores: ArrayLike) -> NDArray[np.int64]:

@@ -41,10 +41,8 @@ def test_without_a_baseline_or_a_figure_nothing_is_slower():
 @pytest.mark.parametrize(
     "changes",
     [
-        {"agent": "native"},
         {"condition": Condition(governor="powersave")},
         {"condition": Condition(power_source="battery")},
-        {"condition": Condition(delegate="xnnpack")},
         {"condition": Condition(threads=4)},
         {"device": "other"},
     ],
@@ -55,3 +53,12 @@ def test_only_what_was_measured_alike_is_compared(changes):
     assert (alike[1].speedup, [row.on_front for row in alike]) == (2.0, [False, True])
     apart = rows([slow, measurement(variant="int8", median_ns=5e5, **changes)])
     assert (apart[1].speedup, [row.on_front for row in apart]) == (None, [True, True])
+
+
+@pytest.mark.parametrize(
+    "changes", [{"agent": "native"}, {"condition": Condition(delegate="xnnpack")}]
+)
+def test_agents_and_delegates_are_chosen_among_and_no_speedup(changes):
+    fast = measurement(variant="int8", median_ns=5e5, **changes)
+    found = rows([measurement(), fast])
+    assert (found[1].speedup, [row.on_front for row in found]) == (None, [False, True])

@@ -178,8 +178,8 @@ def test_places_that_differ_in_their_state_alone_say_so(capsys: pytest.CaptureFi
     print_overview(Overview("tiny", tuple(rows(found)), {}))
     said = capsys.readouterr().out
     assert max(map(len, said.splitlines())) <= 80
-    assert words(said).count("governor unknown, power unknown, unknown agent") == 2
-    assert words(said).count("governor powersave, power battery, unknown agent") == 2
+    assert words(said).count("governor unknown, power unknown") == 2
+    assert words(said).count("governor powersave, power battery") == 2
     assert "2.00x" not in said
     print_overview(Overview("tiny", tuple(rows(found[:1])), {}))
     assert "governor" not in capsys.readouterr().out

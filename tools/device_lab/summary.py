@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from profiles import units
@@ -109,12 +110,13 @@ def _titles(found: Sequence[Measurement]) -> dict[tuple[Any, ...], str]:
 
 
 def _title(m: Measurement) -> str:
-    return f"{device_label(m)}, {m.condition.describe()}" if m.device else "not measured"
+    condition = replace(m.condition, delegate=None).describe()
+    return f"{device_label(m)}, {condition}" if m.device else "not measured"
 
 
 def _state(m: Measurement) -> str:
     """What beside the condition asked for makes a place another."""
-    return f"governor {m.condition.governor}, power {m.condition.power_source}, {m.agent} agent"
+    return f"governor {m.condition.governor}, power {m.condition.power_source}"
 
 
 def _print_artifacts(title: str, rows: Sequence[Row]) -> None:
