@@ -111,9 +111,10 @@ def test_the_memory_of_a_model_is_that_of_its_weights(ort_agent, heavy_model):
 def test_a_slice_begins_with_a_call_that_is_not_timed(ort_agent, heavy_model, kind, calls):
     """It brings the caches back after talking.  The model takes long: what else lies between two
     slices does not show."""
-    events = ort_agent.measure([heavy_model], kind=kind, iterations=12, slice_iterations=1)
-    step = statistics.median(later - before for before, later in pairwise(begins(events)))
-    assert calls - 0.5 < step / statistics.median(samples(events, "heavy")) < calls + 0.5
+    events = ort_agent.measure([heavy_model], kind=kind, iterations=40, slice_iterations=1)
+    # The least of each: others may have the processor while an event is taken.
+    step = min(later - before for before, later in pairwise(begins(events)))
+    assert calls - 0.4 < step / min(samples(events, "heavy")) < calls + 0.5
 
 
 def test_the_events_of_a_memory_run(agent):
