@@ -167,16 +167,21 @@ class Rounds:
         return ends_s is not None and time.monotonic() >= ends_s
 
     def _turns(self, round_: int) -> list[list[Trial]]:
-        """The trials of a round, by process."""
+        """The trials of a round, by process.
+
+        What shares its processes does so to the end: alone a block would find other caches.
+        """
+        together = self._ground.together
         due = [
             trial
             for trial in self._trials.values()
-            if trial.key in self._due and _attempts(trial) <= round_
+            if (trial.key in self._due or (together and trial.key not in self._tally.ended))
+            and _attempts(trial) <= round_
         ]
-        if not due:
+        if not any(trial.key in self._due for trial in due):
             return []
         np.random.default_rng([due[0].plan.seed, round_]).shuffle(due)
-        return [due] if self._ground.together else [[trial] for trial in due]
+        return [due] if together else [[trial] for trial in due]
 
     def _take(self, turn: Sequence[Trial], round_: int) -> None:
         """One turn: the device is within its gates, and measures."""

@@ -79,6 +79,18 @@ def test_how_many_runs_there_are(levels, refused, more):
     assert wants_more(trial) is more
 
 
+@pytest.mark.parametrize(("together", "takers"), [(True, 2), (False, 1)])
+def test_what_shares_a_process_does_so_to_the_end(together, takers):
+    """One block's refused run is made again beside the others, whose caches it had."""
+    done = builders.trial(sha256="a" * 64, plan_=PLAN, runs=runs(1.0, 1.0, 1.0))
+    due = builders.trial(sha256="b" * 64, plan_=PLAN, runs=runs(1.0, 1.0, 1.0, refused=(1,)))
+    ground: Any = SimpleNamespace(session=None, workspace=SimpleNamespace(store=None))
+    ground.together = together
+    made = rounds.Rounds(ground, [done, due], rounds.Tally())
+    assert [len(turn) for turn in made._turns(3)] == [takers]
+    assert rounds.Rounds(ground, [done], rounds.Tally())._turns(3) == []
+
+
 def test_a_trial_ends_with_its_reason():
     enough = builders.trial(plan_=PLAN, runs=runs(1.0, 1.0, 1.0))
     assert ending(enough) == ("accepted", "the interval is within 2 % after 3 runs")
