@@ -124,6 +124,13 @@ def kinds(events: Events) -> list[str]:
     return [kind for kind, _ in groupby(event["event"] for event in events)]
 
 
+def of(events: Events, name: str) -> Events:
+    """The events of this name, which have its keys."""
+    found = [event for event in events if event["event"] == name]
+    assert all(set(event) == KEYS[name] for event in found)
+    return found
+
+
 def environments(events: Events) -> Events:
     """What the device said of itself: before, warm and after."""
     return [event for event in events if event["event"] == "environment"]
