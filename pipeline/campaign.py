@@ -24,8 +24,8 @@ from pipeline.stage import Workspace
 from profiles.canonical import digest
 from profiles.durable import write_whole
 from profiles.errors import DeadlineExceeded, DeviceError, MeterError, StaleFence
+from profiles.measure import ANY_DELEGATE, Measure
 from profiles.quality import judge, tolerated
-from profiles.recipe import ANY_DELEGATE, Measure
 from profiles.records import Artifact, Condition, Plan, Trial
 from profiles.store import trial_key
 

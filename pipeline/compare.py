@@ -15,9 +15,10 @@ from pipeline.stage import Progress
 from profiles.canonical import digest, file_sha256
 from profiles.comparison import effect, medians_by_round
 from profiles.errors import UsageError
+from profiles.findings import Measurement
+from profiles.measure import Measure
 from profiles.quality import counting_runs
-from profiles.recipe import Measure
-from profiles.records import Condition, Measurement, Trial
+from profiles.records import Condition, Trial
 from profiles.regression import Change, Nights, Rounds, regressions
 from profiles.statistics import geometric_mean
 from profiles.store import Store

@@ -15,8 +15,9 @@ from pipeline.flow import open_workspace
 from pipeline.inspect import read_artifact
 from pipeline.stage import Progress, Workspace
 from profiles.errors import DataError, UsageError
-from profiles.recipe import Measure
-from profiles.records import Artifact, ArtifactFormat, Measurement, Plan
+from profiles.findings import Measurement
+from profiles.measure import Measure
+from profiles.records import Artifact, ArtifactFormat, Plan
 
 
 def compress_file(

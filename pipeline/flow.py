@@ -21,8 +21,10 @@ from pipeline.model import PROGRAM, REFERENCE, model_stage
 from pipeline.stage import Progress, StageResult, Workspace, source_digest
 from profiles.durable import write_whole
 from profiles.errors import ConfigError, DeviceError, EdgeError, StageError, UsageError
-from profiles.recipe import Measure, Recipe
-from profiles.records import Artifact, Measurement, Parity
+from profiles.findings import Measurement
+from profiles.measure import Measure
+from profiles.recipe import Recipe
+from profiles.records import Artifact, Parity
 
 SUMMARY = "run.json"
 

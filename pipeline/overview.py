@@ -13,9 +13,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from pipeline.flow import SUMMARY
 from profiles.errors import UsageError
+from profiles.findings import Measurement
 from profiles.measurements import siblings
 from profiles.quality import counting_runs
-from profiles.records import Measurement, Run, Trial, TrialKind
+from profiles.records import Run, Trial, TrialKind
 from profiles.store import Store
 
 BASELINE = "fp32"

@@ -23,8 +23,8 @@ from devices.session import Job, Session
 from pipeline.spool import Spool, make_run
 from pipeline.stage import Workspace
 from profiles.errors import AgentError, LeaseLost
+from profiles.measure import Measure
 from profiles.quality import counting_runs, judge
-from profiles.recipe import Measure
 from profiles.records import Plan, Run, Trial
 from profiles.stopping import runs_wanted, why_stopped
 

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from profiles.records import Energy, Figure, Reason, Samples
+from profiles.findings import Energy, Figure, Reason
+from profiles.records import Samples
 
 #: Less of a stretch than this covered by readings is too little.
 MIN_COVERAGE = 0.95

@@ -11,20 +11,9 @@ import numpy as np
 
 from profiles.comparison import effect
 from profiles.energy import energy_of_run, summarise_energy
+from profiles.findings import Energy, Figure, Measurement, Memory, Reason
 from profiles.quality import Verdict, counting_runs, judge
-from profiles.records import (
-    Condition,
-    Energy,
-    Figure,
-    Measurement,
-    Memory,
-    Parity,
-    Reason,
-    Run,
-    Samples,
-    Trial,
-    TrialKind,
-)
+from profiles.records import Condition, Parity, Run, Samples, Trial, TrialKind
 from profiles.schema import ArtifactRow
 from profiles.statistics import Summary, summarise
 

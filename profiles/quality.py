@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from profiles.energy import energy_of_run, energy_reasons
-from profiles.records import Plan, Reason, ReasonCode, Run, Trial, TrialKind
+from profiles.findings import Reason, ReasonCode
+from profiles.records import Plan, Run, Trial, TrialKind
 from profiles.series import drifted, moved
 from profiles.units import format_celsius, format_mhz, plausible_mdegc
 

@@ -21,8 +21,9 @@ from sqlalchemy.orm import Session, selectinload
 
 from profiles.canonical import digest
 from profiles.errors import StaleFence, StoreError
+from profiles.findings import Measurement
 from profiles.measurements import Siblings, conclude, siblings
-from profiles.records import Artifact, Condition, Measurement, Parity, Plan, Run, Samples, Trial
+from profiles.records import Artifact, Condition, Parity, Plan, Run, Samples, Trial
 from profiles.schema import ArtifactRow, RunRow, TrialRow
 
 BUSY_TIMEOUT_S = 30

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from profiles.records import Condition, Measurement
+from profiles.findings import Measurement
+from profiles.records import Condition
 from tests import builders
 
 

@@ -15,8 +15,9 @@ from pipeline.profile.record import (
     OperatorProfile,
     write_profile,
 )
+from profiles.findings import Figure
 from profiles.quality import judge
-from profiles.records import RUNTIME_OF, Condition, Figure, Plan, Run, Samples, Trial
+from profiles.records import RUNTIME_OF, Condition, Plan, Run, Samples, Trial
 from profiles.store import Store
 from tests import builders
 

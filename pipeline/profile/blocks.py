@@ -17,10 +17,12 @@ from pipeline.profile.words import remarks
 from pipeline.stage import Workspace
 from profiles.comparison import medians_by_round
 from profiles.errors import StageError
+from profiles.findings import Figure
+from profiles.measure import Measure
 from profiles.measurements import summary_of
 from profiles.quality import counting_runs
-from profiles.recipe import Measure, Tolerances
-from profiles.records import ArtifactFormat, Condition, Figure, Trial
+from profiles.recipe import Tolerances
+from profiles.records import ArtifactFormat, Condition, Trial
 from profiles.statistics import geometric_mean, two_stage_interval
 
 #: Calls that the runtime accounts for; its account of one call is a few hundred bytes an operator.

@@ -15,7 +15,8 @@ from pipeline.profile.parts import Network, Values
 from pipeline.profile.record import BlockProfile
 from pipeline.stage import Progress, Workspace
 from profiles.errors import DataError, EdgeError, UsageError
-from profiles.recipe import Measure, Recipe
+from profiles.measure import Measure
+from profiles.recipe import Recipe
 from profiles.records import ArtifactFormat
 
 if TYPE_CHECKING:

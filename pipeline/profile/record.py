@@ -12,7 +12,8 @@ from typing import Any
 from profiles.canonical import canonical_json
 from profiles.durable import write_whole
 from profiles.errors import StoreError
-from profiles.records import Condition, Figure
+from profiles.findings import Figure
+from profiles.records import Condition
 
 FORMAT_VERSION = 1
 _FOLDER = "profiles"

@@ -26,7 +26,7 @@ from pipeline.stage import Workspace
 from profiles.canonical import file_sha256
 from profiles.energy import EnergyRun, Trace, energy_of_run, energy_reasons
 from profiles.errors import MeterError
-from profiles.recipe import Measure
+from profiles.measure import Measure
 from profiles.records import Condition, Plan, Trial
 from tests.builders import TinyModel, artifact, device, plan
 from tests.emulated.conftest import board_image_of, tiny_job

@@ -37,7 +37,7 @@ from pipeline.campaign import Subject, measure
 from pipeline.stage import Workspace
 from profiles.canonical import settled_sha256
 from profiles.errors import EdgeError
-from profiles.recipe import Measure
+from profiles.measure import Measure
 from tests.faults.lab import Victim, Wound
 
 MEASURE = Measure(

@@ -18,8 +18,9 @@ from devices.transport.truth import NAME
 from pipeline.campaign import Subject, measure
 from pipeline.stage import Workspace
 from profiles.canonical import file_sha256
-from profiles.recipe import Measure
-from profiles.records import Measurement, Trial
+from profiles.findings import Measurement
+from profiles.measure import Measure
+from profiles.records import Trial
 from profiles.store import Store
 from tests import builders
 

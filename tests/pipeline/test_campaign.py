@@ -26,7 +26,7 @@ from profiles.errors import (
     DeviceUnreachable,
     LeaseLost,
 )
-from profiles.recipe import Measure
+from profiles.measure import Measure
 from profiles.store import Store
 from tests import builders
 

@@ -29,8 +29,10 @@ from pipeline.profile.record import (
 from pipeline.profile.words import remarks
 from pipeline.stage import Workspace
 from profiles.errors import StageError, StoreError
-from profiles.recipe import Measure, Tolerance, Tolerances
-from profiles.records import Condition, Figure
+from profiles.findings import Figure
+from profiles.measure import Measure
+from profiles.recipe import Tolerance, Tolerances
+from profiles.records import Condition
 from tests import builders
 from tests.pipeline.networks import image, settled
 

@@ -15,7 +15,8 @@ from pipeline.flow import Checked, Failure
 from pipeline.profile import flow
 from pipeline.profile.flow import profile_variants
 from profiles.errors import StageError
-from profiles.recipe import Measure, Recipe, Tolerances
+from profiles.measure import Measure
+from profiles.recipe import Recipe, Tolerances
 from tests import builders
 from tests.pipeline.test_profile_blocks import PROFILE
 

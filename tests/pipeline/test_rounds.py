@@ -22,7 +22,7 @@ from pipeline.flow import Failure, measure_all
 from pipeline.rounds import ending, wants_more
 from pipeline.stage import Workspace
 from profiles.errors import ConnectionLost, DeadlineExceeded
-from profiles.recipe import Measure
+from profiles.measure import Measure
 from profiles.records import Run, Trial
 from profiles.store import Store
 from tests import builders

@@ -16,7 +16,7 @@ from moocore import hypervolume
 
 from pipeline.overview import pareto_front, rows
 from pipeline.search.evolve import Evolution, best_and_most_diverse, evolve
-from profiles.records import Measurement
+from profiles.findings import Measurement
 from profiles.space import SearchSpace, Slot
 from tests.measurements import measurement
 

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from profiles.findings import Measurement, Memory
 from profiles.measurements import conclude, siblings, summary_of
-from profiles.records import Condition, Measurement, Memory, Run, Trial
+from profiles.records import Condition, Run, Trial
 from profiles.schema import ArtifactRow
 from profiles.statistics import summarise
 from tests import builders

@@ -27,7 +27,8 @@ from sqlalchemy import create_engine
 
 from profiles import store as store_module
 from profiles.errors import StaleFence, StoreError
-from profiles.records import Condition, Memory, Plan
+from profiles.findings import Memory
+from profiles.records import Condition, Plan
 from profiles.schema import Base
 from profiles.store import Store, trial_key
 from tests import builders

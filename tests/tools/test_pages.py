@@ -13,8 +13,9 @@ from pipeline.overview import read_material, read_measurements
 from pipeline.profile.record import write_profile
 from profiles import units
 from profiles.bootstrap import studentised_interval
+from profiles.findings import Measurement
 from profiles.quality import counting_runs, disturbance
-from profiles.records import Measurement, Run, Trial
+from profiles.records import Run, Trial
 from profiles.store import Store
 from tests import builders, showcase
 from tests.page import Page, browse, needs_chromium

@@ -11,7 +11,7 @@ import typer
 
 from pipeline.model import save_program, trace
 from pipeline.profile.record import read_profiles
-from profiles.records import Figure
+from profiles.findings import Figure
 from tests.pipeline.networks import image
 from tests.pipeline.test_profile_blocks import PROFILE, figure
 from tests.projects import device_lab, local_device

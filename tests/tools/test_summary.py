@@ -9,7 +9,8 @@ import pytest
 
 from pipeline.overview import Overview, overview, rows
 from profiles import units
-from profiles.records import Condition, Figure, Reason
+from profiles.findings import Figure, Reason
+from profiles.records import Condition
 from tests import showcase
 from tests.measurements import measurement
 from tests.tools.conftest import Lab

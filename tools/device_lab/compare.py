@@ -60,7 +60,7 @@ def compare(
     """
     with progress() as show:
         from pipeline.compare import compare_files, compare_workspaces
-        from profiles.recipe import Measure
+        from profiles.measure import Measure
 
         if files:
             if baseline or history:

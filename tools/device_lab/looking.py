@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from profiles.errors import UsageError
-from profiles.records import Measurement
+from profiles.findings import Measurement
 from tools.device_lab.output import print_json, progress
 from tools.device_lab.running import AsJson, WorkspaceFolder
 

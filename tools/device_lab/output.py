@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any, TextIO
 
 from profiles import units
-from profiles.records import Measurement
+from profiles.findings import Measurement
 
 _QUIET_S = 2.0
 #: Columns of a plain terminal.

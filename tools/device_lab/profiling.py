@@ -49,7 +49,7 @@ def profile(
     """
     with progress() as show:
         from pipeline.profile.flow import profile_file
-        from profiles.recipe import Measure
+        from profiles.measure import Measure
 
         settings = Measure(
             runs=runs, iterations=iterations, threads=(threads,), tolerate=codes(tolerate)

@@ -14,7 +14,7 @@ from tools.device_lab.running import AsJson, WorkspaceFolder
 Inventory = Annotated[Path, typer.Option("--inventory", "-i", help="The devices.yaml.")]
 
 if TYPE_CHECKING:
-    from profiles.recipe import Tolerable
+    from profiles.measure import Tolerable
 
 
 class Format(StrEnum):
@@ -123,7 +123,7 @@ def measure(
 
     with progress() as show:
         from pipeline.files import measure_files
-        from profiles.recipe import Measure
+        from profiles.measure import Measure
 
         settings = Measure(
             runs=runs,

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from profiles import units
-from profiles.records import Measurement
+from profiles.findings import Measurement
 from tools.device_lab.output import WIDTH, device_label, latency_cells, print_table
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.overview import Material, Overview, Row, overview, read_material
 from pipeline.profile.record import BlockProfile, read_profiles
 from profiles import units
-from profiles.records import Measurement
+from profiles.findings import Measurement
 from tools.report import blocks, charts, pages
 from tools.report import plots as measurement_plots
 from tools.report.charts import script_safe

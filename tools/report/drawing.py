@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from pipeline.overview import Material
 from profiles import units
-from profiles.records import Measurement, Run, Samples, Trial
+from profiles.findings import Measurement
+from profiles.records import Run, Samples, Trial
 from profiles.series import change_points, outliers
 from tools.report.thinning import histogram, thin
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from profiles import units
-from profiles.records import Figure, Measurement
+from profiles.findings import Figure, Measurement
 
 Rows = list[tuple[str, str, str]]
 

@@ -11,8 +11,9 @@ import numpy as np
 from pipeline.overview import Material, Row
 from profiles import units
 from profiles.bootstrap import studentised_interval
+from profiles.findings import Measurement
 from profiles.quality import JudgedRun, judge_runs
-from profiles.records import Measurement, Run, Trial
+from profiles.records import Run, Trial
 from tools.report import environment
 from tools.report.charts import script_safe
 from tools.report.drawing import drawing
