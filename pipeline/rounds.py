@@ -169,19 +169,24 @@ class Rounds:
     def _turns(self, round_: int) -> list[list[Trial]]:
         """The trials of a round, by process.
 
-        What shares its processes does so to the end: alone a block would find other caches.
+        What shares its processes, and has a fixed number of runs, does so to the end: a block whose
+        refused run was made again alone would find other caches.
         """
         together = self._ground.together
         due = [
             trial
             for trial in self._trials.values()
-            if (trial.key in self._due or (together and trial.key not in self._tally.ended))
+            if (trial.key in self._due or (together and self._stays(trial)))
             and _attempts(trial) <= round_
         ]
         if not any(trial.key in self._due for trial in due):
             return []
         np.random.default_rng([due[0].plan.seed, round_]).shuffle(due)
         return [due] if together else [[trial] for trial in due]
+
+    def _stays(self, trial: Trial) -> bool:
+        fixed = trial.plan.max_runs == trial.plan.runs
+        return fixed and trial.key not in self._tally.ended
 
     def _take(self, turn: Sequence[Trial], round_: int) -> None:
         """One turn: the device is within its gates, and measures."""

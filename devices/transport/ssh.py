@@ -13,7 +13,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -230,13 +230,13 @@ def _receive(
         left = _left(deadline)
         idle = True
         if channel.recv_ready():
-            chunk = channel.recv(_CHUNK_BYTES)
+            chunk = _taken(channel.recv)
             sink.write(chunk)
             if lines:
                 lines.feed(chunk)
             idle = False
         if channel.recv_stderr_ready():
-            stderr.append(channel.recv_stderr(_CHUNK_BYTES))
+            stderr.append(_taken(channel.recv_stderr))
             idle = False
         if not idle:
             continue
@@ -250,6 +250,12 @@ def _receive(
     if lines:
         lines.finish()
     return b"".join(stderr)
+
+
+def _taken(receive: Callable[[int], bytes]) -> bytes:
+    """What has come; the peer is told that there is room again, and may be gone."""
+    with _paramiko_errors():
+        return receive(_CHUNK_BYTES)
 
 
 def _left(deadline: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import socket
 import subprocess
@@ -11,6 +12,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
 
 import paramiko
 import pytest
@@ -424,3 +427,14 @@ exit 1
     (tmp_path / "source").write_bytes(b"x")
     with contextlib.closing(ssh(own_sshd)) as transport, refused(DeviceFull):
         transport.push(tmp_path / "source", str(tmp_path / "target"), deadline_s=30)
+
+
+def test_a_peer_that_goes_while_its_words_are_taken_is_lost():
+    """Taking them tells it that there is room again, which fails with an error of its own."""
+
+    def gone(count: int) -> bytes:
+        raise EOFError
+
+    channel: Any = SimpleNamespace(recv_ready=lambda: True, recv=gone)
+    with pytest.raises(ConnectionLost):
+        ssh_module._receive(channel, time.monotonic() + 5, io.BytesIO(), None)

@@ -80,13 +80,13 @@ def test_its_figures_are_labelled_emulated_everywhere(arm_board, tmp_path: Path)
         return done.stdout
 
     artifact = str(tiny_file(tmp_path, "litert"))
-    measured = json.loads(
-        answer("measure", artifact, "-d", "arm-board", "--runs", "3", "--iterations", "5", "--json")
-    )
+    often = ("--runs", "3", "--iterations", "5", "--tolerate", "foreign-load")  # its server's, too
+    measured = json.loads(answer("measure", artifact, "-d", "arm-board", *often, "--json"))
     kept = json.loads(answer("results", "--json"))
     for rows in (measured, kept):
         assert [row["emulated"] for row in _measurements(rows)] == [True]
-    assert "arm-board (emulated)" in " ".join(answer("results").split())
+    listed = answer("results").split()  # in one cell, but on two lines
+    assert {"arm-board", "(emulated)"} <= set(listed)
     answer("report", "--output", "report.html")
     page = (tmp_path / "report.html").read_text()
     assert re.search(r'arm-board\s*<b class="bad">emulated</b>', page)

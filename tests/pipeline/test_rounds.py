@@ -79,11 +79,14 @@ def test_how_many_runs_there_are(levels, refused, more):
     assert wants_more(trial) is more
 
 
-@pytest.mark.parametrize(("together", "takers"), [(True, 2), (False, 1)])
-def test_what_shares_a_process_does_so_to_the_end(together, takers):
+@pytest.mark.parametrize(
+    ("together", "most", "takers"), [(True, 3, 2), (True, 6, 1), (False, 3, 1)]
+)
+def test_what_shares_a_process_does_so_to_the_end(together, most, takers):
     """One block's refused run is made again beside the others, whose caches it had."""
-    done = builders.trial(sha256="a" * 64, plan_=PLAN, runs=runs(1.0, 1.0, 1.0))
-    due = builders.trial(sha256="b" * 64, plan_=PLAN, runs=runs(1.0, 1.0, 1.0, refused=(1,)))
+    plan = replace(PLAN, max_runs=most)
+    done = builders.trial(sha256="a" * 64, plan_=plan, runs=runs(1.0, 1.0, 1.0))
+    due = builders.trial(sha256="b" * 64, plan_=plan, runs=runs(1.0, 1.0, 1.0, refused=(1,)))
     ground: Any = SimpleNamespace(session=None, workspace=SimpleNamespace(store=None))
     ground.together = together
     made = rounds.Rounds(ground, [done, due], rounds.Tally())
