@@ -83,6 +83,27 @@ def build_tiny_model(folder: Path) -> TinyModel:
     return TinyModel(path, IO, input_file)
 
 
+def matrix_product(path: Path, weights: np.ndarray[Any, Any]) -> Path:
+    """An ONNX file of one square matrix product; its size decides how long it takes."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    size = len(weights)
+    tensors = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, size]) for name in ("x", "y")
+    ]
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "large",
+        tensors[:1],
+        tensors[1:],
+        [numpy_helper.from_array(weights, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, path)
+    return path
+
+
 def artifact(**changes: Any) -> Artifact:
     return replace(
         Artifact(

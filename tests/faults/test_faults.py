@@ -28,7 +28,7 @@ from pipeline.campaign import Subject
 from profiles.canonical import file_sha256
 from profiles.records import Io, TensorSpec, Trial
 from profiles.store import Store
-from tests.builders import artifact, device
+from tests.builders import artifact, device, matrix_product
 from tests.faults.lab import Victim, board, kinds, phone
 from tests.faults.schedule import FAILED, MEASURE, TAKEN, Lives, Log, possible, schedule
 from tests.processes import eventually
@@ -166,23 +166,9 @@ def delivered(entries: list[tuple[str, Any]]) -> dict[str, list[list[int]]]:
 
 def subject(folder: Path, seed: int, number: int) -> Subject:
     """A model that nobody has measured yet."""
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
     weights = np.random.default_rng([seed, number]).standard_normal((SIZE, SIZE), np.float32)
-    tensors = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, SIZE]) for name in ("x", "y")
-    ]
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["y"])],
-        "large",
-        tensors[:1],
-        tensors[1:],
-        [numpy_helper.from_array(weights, "w")],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    path, values = folder / f"{number}.onnx", folder / "x.bin"
-    onnx.save(model, path)
+    path = matrix_product(folder / f"{number}.onnx", weights)
+    values = folder / "x.bin"
     np.ones((1, SIZE), np.float32).tofile(values)
     made = artifact(sha256=file_sha256(path), path=path, size_bytes=path.stat().st_size, io=IO)
     return Subject(made, (values,))

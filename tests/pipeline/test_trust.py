@@ -242,25 +242,10 @@ def busy_cores() -> Iterator[None]:
 
 def large_subject(folder: Path) -> Subject:
     """A matrix product that takes some hundred µs."""
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
     size = 1024
     weights = np.random.default_rng(0).standard_normal((size, size)).astype(np.float32)
-    tensors = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, size]) for name in ("x", "y")
-    ]
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["y"])],
-        "large",
-        tensors[:1],
-        tensors[1:],
-        [numpy_helper.from_array(weights, "w")],
-    )
-    path, values = folder / "large.onnx", folder / "ones.bin"
-    onnx.save(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path
-    )
+    path = builders.matrix_product(folder / "large.onnx", weights)
+    values = folder / "ones.bin"
     np.ones((1, size), np.float32).tofile(values)
     io = Io((TensorSpec("x", (1, size), "float32"),), (TensorSpec("y", (1, size), "float32"),))
     made = builders.artifact(sha256=file_sha256(path), path=path, io=io)
