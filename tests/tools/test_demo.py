@@ -19,6 +19,7 @@ LESS = (
     "search=null",
     "model.train.epochs=1",
     "measure.runs=3",
+    "measure.max_runs=3",
     "measure.iterations=20",
 )
 
