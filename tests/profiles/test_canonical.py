@@ -76,7 +76,19 @@ def test_what_is_no_number_is_refused_at_any_depth(number):
 
 
 @pytest.mark.parametrize(
-    "value", [{1, 2}, b"bytes", pytest.param(object(), id="object"), {1: "a"}, {None: 1}, 1j, int, Plan, range(3)], ids=repr
+    "value",
+    [
+        {1, 2},
+        b"bytes",
+        pytest.param(object(), id="object"),
+        {1: "a"},
+        {None: 1},
+        1j,
+        int,
+        Plan,
+        range(3),
+    ],
+    ids=repr,
 )
 def test_other_types_are_refused_rather_than_guessed(value):
     with pytest.raises(TypeError):
