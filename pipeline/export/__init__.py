@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.model import INPUT_NAME, load_program
+from pipeline.model import INPUT_NAME
+from pipeline.programs import load_program
 from pipeline.quiet import quiet
 from pipeline.stage import Stage, Workspace, package_versions
 from profiles.canonical import file_sha256

@@ -125,7 +125,7 @@ def _first_input(data: Path) -> Images:
 
 
 def _own_inputs(program: Path) -> Values:
-    from pipeline.model import load_program
+    from pipeline.programs import load_program
 
     given = load_program(program).example_inputs
     if not given or given[1]:

@@ -88,8 +88,9 @@ def parts_of(workspace: Workspace, network: Network, depth: int | None) -> Parts
     def work(folder: Path) -> dict[str, Any]:
         import torch
 
-        from pipeline.model import load_program, trace
+        from pipeline.model import trace
         from pipeline.profile.cut import cut, is_quantized
+        from pipeline.programs import load_program
 
         program = load_program(network.program)
         inputs = tuple(torch.from_numpy(x) for x in network.inputs)
@@ -126,7 +127,7 @@ def _understood(result: StageResult) -> Parts:
 
 
 def _save(folder: Path, part: str, program: Any, inputs: Tensors, outputs: Tensors) -> None:
-    from pipeline.model import save_program
+    from pipeline.programs import save_program
 
     if program is not None:
         save_program(program, folder / f"{part}.pt2")

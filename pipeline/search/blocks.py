@@ -14,7 +14,8 @@ from devices.inventory import Device
 from pipeline.campaign import Subject, input_file, measure
 from pipeline.export import export_stage
 from pipeline.export.parity import HOST_RUNTIMES, host_outputs
-from pipeline.model import PROGRAM, save_program, trace
+from pipeline.model import PROGRAM, trace
+from pipeline.programs import save_program
 from pipeline.stage import Stage, Workspace
 from pipeline.supernet.base import Block, SuperNetwork
 from profiles.errors import StageError

@@ -15,7 +15,8 @@ from pipeline.campaign import Subject, input_file, measure
 from pipeline.data import DataHandle
 from pipeline.export import export_stage
 from pipeline.export.parity import parity_stage
-from pipeline.model import PROGRAM, REFERENCE, reference_outputs, save_program, trace
+from pipeline.model import PROGRAM, REFERENCE, reference_outputs, trace
+from pipeline.programs import save_program
 from pipeline.search.evolve import Evolution, best_and_most_diverse
 from pipeline.stage import Stage, StageResult, Workspace
 from pipeline.supernet.base import SuperNetwork, recalibrate

@@ -19,7 +19,8 @@ from pipeline.compress.sparsity import prune
 from pipeline.export import export_stage, io_of, write_artifact
 from pipeline.export.parity import host_outputs
 from pipeline.inspect import read_artifact
-from pipeline.model import reference_outputs, save_program, trace
+from pipeline.model import reference_outputs, trace
+from pipeline.programs import save_program
 from pipeline.stage import Workspace
 from pipeline.supernet.base import recalibrate
 from profiles.errors import ExportError, StageError, UsageError

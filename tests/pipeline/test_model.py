@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import io
-import json
 import pickle
 import re
 import sys
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,19 +17,13 @@ from torch import nn
 
 from pipeline.data import DataHandle
 from pipeline.export import write_artifact
-from pipeline.model import (
-    PROGRAM,
-    REFERENCE,
-    load_program,
-    model_stage,
-    reference_outputs,
-    save_program,
-    trace,
-)
+from pipeline.model import PROGRAM, REFERENCE, model_stage, reference_outputs, trace
+from pipeline.programs import save_program
 from pipeline.stage import StageResult, Workspace
 from profiles.config import parse
 from profiles.errors import DataError, EdgeError, ModelError, UsageError
 from profiles.recipe import Recipe
+from tests.pipeline.archives import Bomb
 from tests.projects import stripes
 
 pytestmark = pytest.mark.filterwarnings(
@@ -239,16 +230,6 @@ def test_a_file_that_is_no_state_dict_says_what_it_holds(
         )
 
 
-class Bomb:
-    """What an attacker puts into a pickle."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.marker,)
-
-
 def test_the_bomb_goes_off_where_nobody_looks(tmp_path: Path):
     """Without this, the tests below could pass for a bomb that is a dud."""
     torch.save({"a": Bomb(tmp_path / "marker")}, tmp_path / "bomb.pt")
@@ -282,191 +263,6 @@ def test_a_program_comes_back_as_it_was(workspace: Workspace, folder: Path, prog
     result = build(workspace, folder, program="model.pt2")
     np.testing.assert_allclose(reference(result), outputs(network(), folder), atol=1e-5)
     assert result.value["parameters"] == sum(p.numel() for p in network().parameters())
-
-
-def test_the_same_program_has_the_same_bytes(folder: Path, program_file: Path):
-    (folder / "again").mkdir()
-    save_program(load_program(program_file), folder / "again" / "model.pt2")
-    assert (folder / "again" / "model.pt2").read_bytes() == program_file.read_bytes()
-
-
-def rewrite(path: Path, change: Callable[[str, bytes], bytes | None], **added: bytes) -> None:
-    """Write an archive again with some entries changed, taken out or added."""
-    with zipfile.ZipFile(path) as archive:
-        entries = {name: archive.read(name) for name in archive.namelist()}
-    root = next(iter(entries)).partition("/")[0]
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in entries.items():
-            new = change(name.partition("/")[2], content)
-            if new is not None:
-                archive.writestr(name, new)
-        for name, content in added.items():
-            archive.writestr(f"{root}/{name}" if "/" in name else name, content)
-
-
-def pickled(value: Any) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    return buffer.getvalue()
-
-
-def source_for(marker: Path) -> str:
-    return f"__import__('pathlib').Path('{marker}').touch()"
-
-
-def _pickled_weight(path: Path, marker: Path) -> None:
-    def change(name: str, content: bytes) -> bytes:
-        if name.endswith("weights_config.json"):
-            config = json.loads(content)
-            next(iter(config["config"].values()))["use_pickle"] = True
-            return json.dumps(config).encode()
-        return pickled(Bomb(marker)) if name == "data/weights/weight_0" else content
-
-    rewrite(path, change)
-
-
-def _constant(prefix: str) -> Callable[[Path, Path], None]:
-    def craft(path: Path, marker: Path) -> None:
-        with zipfile.ZipFile(path) as archive:
-            (name,) = [n for n in archive.namelist() if n.endswith("weights_config.json")]
-            meta = json.loads(archive.read(name))["config"]["model.5.bias"]["tensor_meta"]
-        bomb = pickle.dumps(Bomb(marker))
-        bomb += b"\0" * (-len(bomb) % 4)  # passes for floats, and unpickles all the same
-        meta["sizes"] = [{"as_int": len(bomb) // 4}]
-
-        def change(name: str, content: bytes) -> bytes:
-            if name.endswith("constants_config.json"):
-                entry = {"path_name": f"{prefix}0", "is_param": False, "use_pickle": False}
-                return json.dumps({"config": {"c": {**entry, "tensor_meta": meta}}}).encode()
-            return content
-
-        rewrite(path, change, **{f"data/constants/{prefix}0": bomb})
-
-    return craft
-
-
-def _pickled_constant(path: Path, marker: Path) -> None:
-    def change(name: str, content: bytes) -> bytes:
-        if name.endswith("constants_config.json"):
-            entry = {"path_name": "tensor_0", "is_param": False, "use_pickle": True}
-            return json.dumps({"config": {"c": {**entry, "tensor_meta": None}}}).encode()
-        return content
-
-    rewrite(path, change, **{"data/constants/tensor_0": pickled(Bomb(marker))})
-
-
-def _sample_inputs(path: Path, marker: Path) -> None:
-    def change(name: str, content: bytes) -> bytes:
-        return pickled(((Bomb(marker),), {})) if name.startswith("data/sample_inputs/") else content
-
-    rewrite(path, change)
-
-
-def _legacy_weights(path: Path, marker: Path) -> None:
-    rewrite(path, lambda _, content: content, **{"data/weights/model.pt": pickled(Bomb(marker))})
-
-
-def _legacy_constants(path: Path, marker: Path) -> None:
-    rewrite(path, lambda _, content: content, **{"data/constants/model.pt": pickled(Bomb(marker))})
-
-
-def _format_of_torch_2_7(path: Path, marker: Path) -> None:
-    with zipfile.ZipFile(path) as archive:
-        (name,) = [n for n in archive.namelist() if n.endswith("models/model.json")]
-        program = archive.read(name)
-    from torch._export.serde.schema import SCHEMA_VERSION
-
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("version", ".".join(map(str, SCHEMA_VERSION)))
-        archive.writestr("serialized_exported_program.json", program)
-        for part in ("state_dict", "constants", "example_inputs"):
-            archive.writestr(f"serialized_{part}.pt", pickled(Bomb(marker)))
-
-
-def _guard(path: Path, marker: Path) -> None:
-    def change(name: str, content: bytes) -> bytes:
-        if name != "models/model.json":
-            return content
-        return json.dumps({**json.loads(content), "guards_code": [source_for(marker)]}).encode()
-
-    rewrite(path, change)
-
-
-def _open_dimension(path: Path, marker: Path) -> None:
-    class Net(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x.mean((2, 3))
-
-    batch = torch.export.Dim("batch", min=1, max=8)
-    program = torch.export.export(
-        Net(), (torch.zeros(2, 3, 4, 4),), dynamic_shapes=({0: batch},), strict=False
-    )
-    torch.export.save(program, path)
-
-    def change(name: str, content: bytes) -> bytes:
-        if name != "models/model.json":
-            return content
-        text, count = re.subn(
-            r'"expr_str": *"[^"]*"', f'"expr_str": "{source_for(marker)}"', content.decode()
-        )
-        assert count
-        return text.encode()
-
-    rewrite(path, change)
-
-
-def _compiled_code(path: Path, marker: Path) -> None:
-    rewrite(path, lambda _, content: content, **{"data/aotinductor/model/model.so": b"\x7fELF"})
-
-
-ATTACKS = {
-    "pickled weight": _pickled_weight,
-    "pickled constant": _pickled_constant,
-    "sample inputs": _sample_inputs,
-    "opaque object": _constant("opaque_obj_"),
-    "custom object": _constant("custom_obj_"),
-    "legacy weights": _legacy_weights,
-    "legacy constants": _legacy_constants,
-    "format of 2.7": _format_of_torch_2_7,
-    "guard": _guard,
-    "open dimension": _open_dimension,
-    "compiled code": _compiled_code,
-}
-
-
-@pytest.mark.parametrize("attack", ATTACKS)
-def test_a_program_with_code_is_refused_and_the_code_does_not_run(
-    folder: Path, program_file: Path, attack: str
-):
-    marker = folder / "marker"
-    ATTACKS[attack](program_file, marker)
-    with pytest.raises(ModelError, match=r"refused|is not a torch.export program"):
-        load_program(program_file).module()(torch.zeros(1, 1, 16, 16))
-    assert not marker.exists()
-
-
-@pytest.mark.parametrize("attack", ["pickled weight", "opaque object", "guard", "open dimension"])
-def test_pytorch_itself_would_run_that_code(folder: Path, program_file: Path, attack: str):
-    """What the refusals are good for; where this fails, PyTorch has become careful itself."""
-    marker = folder / "marker"
-    ATTACKS[attack](program_file, marker)
-    with pytest.raises(Exception):  # noqa: B017 - whatever comes after the code ran
-        torch.export.load(program_file).module()(torch.zeros(1, 1, 16, 16))
-        raise RuntimeError
-    assert marker.exists()
-
-
-@pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04" + b"\0" * 100])
-def test_a_file_that_is_no_program_is_refused(folder: Path, content: bytes):
-    (folder / "model.pt2").write_bytes(content)
-    with pytest.raises(ModelError, match=r"model\.pt2 is not a torch.export program"):
-        load_program(folder / "model.pt2")
-
-
-def test_a_program_cut_short_is_refused(program_file: Path):
-    program_file.write_bytes(program_file.read_bytes()[:-500])
-    with pytest.raises(ModelError, match=r"model\.pt2"):
-        load_program(program_file)
 
 
 @pytest.mark.parametrize(

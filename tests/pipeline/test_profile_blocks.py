@@ -14,7 +14,7 @@ import torch
 
 from devices.inventory import Device
 from pipeline.examples.digits import network as digits_network
-from pipeline.model import save_program, trace
+from pipeline.model import trace
 from pipeline.profile import blocks, parts
 from pipeline.profile.blocks import profile_network
 from pipeline.profile.parts import Network
@@ -27,6 +27,7 @@ from pipeline.profile.record import (
     write_profile,
 )
 from pipeline.profile.words import remarks
+from pipeline.programs import save_program
 from pipeline.stage import Workspace
 from profiles.errors import StageError, StoreError
 from profiles.findings import Figure

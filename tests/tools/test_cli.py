@@ -21,7 +21,8 @@ import typer.main
 from torch import nn
 
 from devices.endpoints.sshd import LoopbackServer
-from pipeline.model import save_program, trace
+from pipeline.model import trace
+from pipeline.programs import save_program
 from pipeline.stage import Workspace
 from profiles.store import Store
 from tests.projects import (

@@ -9,8 +9,9 @@ import pytest
 import torch
 import typer
 
-from pipeline.model import save_program, trace
+from pipeline.model import trace
 from pipeline.profile.record import read_profiles
+from pipeline.programs import save_program
 from profiles.findings import Figure
 from tests.pipeline.networks import image
 from tests.pipeline.test_profile_blocks import PROFILE, figure

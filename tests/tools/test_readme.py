@@ -97,7 +97,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.savez(folder / "calibration.npz", x=rng.standard_normal((16, 3, 8, 8)).astype("f4"))
     script = (
         "import torch, mymodel; from safetensors.torch import save_model;"
-        "from pathlib import Path; from pipeline.model import save_program, trace;"
+        "from pathlib import Path; from pipeline.model import trace;"
+        "from pipeline.programs import save_program;"
         "from pipeline.export import write_artifact; m = mymodel.build().eval();"
         "save_model(m, 'mymodel.safetensors'); p = trace(m, torch.zeros(1, 3, 8, 8));"
         "save_program(p, Path('model.pt2')); write_artifact(p, 'onnx', Path('model.onnx'));"
