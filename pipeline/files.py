@@ -50,7 +50,7 @@ def compress_file(
     import torch
 
     from pipeline.export import io_of
-    from pipeline.model import load_program, save_program
+    from pipeline.programs import load_program, save_program
 
     loaded = load_program(program)
     x = _inputs(data)[:samples]
@@ -64,9 +64,12 @@ def compress_file(
         compressed = quantize(loaded, format_, x)
         details: dict[str, Any] = {"method": method, "calibration_samples": len(x)}
     else:
-        from pipeline.compress.sparsity import prune
+        from pipeline.compress.module import module_of, program_of
+        from pipeline.compress.sparse import prune
 
-        compressed, details = prune(loaded, sparsity, torch.from_numpy(x[:1]))
+        example = torch.from_numpy(x[:1])
+        pruned, details = prune(module_of(loaded), sparsity, example)
+        compressed = program_of(pruned, example)
     aside = output.with_name(f".partial-{output.name}")
     save_program(compressed, aside)
     aside.replace(output)
@@ -86,7 +89,7 @@ def export_file(program: Path, output: Path, format_: ArtifactFormat) -> dict[st
     from dataclasses import asdict
 
     from pipeline.export import io_of, write_artifact
-    from pipeline.model import load_program
+    from pipeline.programs import load_program
     from profiles.canonical import file_sha256
 
     loaded = load_program(program)

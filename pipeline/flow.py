@@ -13,12 +13,12 @@ from typing import Any
 
 from devices.inventory import Device, load_inventory
 from pipeline.campaign import Subject, condition_of, input_file, measure
-from pipeline.compress.variants import Compressed, compress
+from pipeline.compress.variants import Compressed, Job, compress, original
 from pipeline.data import DataHandle
 from pipeline.export import export_stage
 from pipeline.export.parity import parity_stage
-from pipeline.model import PROGRAM, REFERENCE, model_stage
-from pipeline.stage import Progress, StageResult, Workspace, source_digest
+from pipeline.model import REFERENCE, model_stage
+from pipeline.stage import Progress, Workspace, source_digest
 from profiles.durable import write_whole
 from profiles.errors import ConfigError, DeviceError, EdgeError, StageError, UsageError
 from profiles.findings import Measurement
@@ -40,10 +40,11 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """An artifact and its parity."""
+    """An artifact, its parity, and the one device it was made for (``None``: for all)."""
 
     artifact: Artifact
     parity: Parity
+    device: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +96,10 @@ def run(
         workspace = stack.enter_context(open_workspace(root, progress))
         data = DataHandle(recipe.data)
         model = model_stage(workspace, recipe, data)
-        compressed = compress_all(workspace, recipe, model, data, failures)
-        checked = export_all(workspace, recipe, compressed, model, data, failures)
+        devices = {device.id: device for device in bench.measured}
+        job = Job(workspace, recipe, data, model, devices)
+        compressed = compress_all(job, failures)
+        checked = export_all(job, compressed, failures)
         trials: set[str] = set()
         for device in bench.measured:
             trials |= measure_all(workspace, recipe, checked, device, data, failures)
@@ -175,42 +178,32 @@ def importing_from(folder: Path) -> Iterator[None]:
         sys.path.remove(str(folder))
 
 
-def compress_all(
-    workspace: Workspace,
-    recipe: Recipe,
-    model: StageResult,
-    data: DataHandle,
-    failures: list[Failure],
-) -> list[Compressed]:
+def compress_all(job: Job, failures: list[Failure]) -> list[Compressed]:
     """Every variant for every format; what a method cannot do is added to ``failures``."""
     compressed = []
-    for variant in recipe.variants:
-        for format_ in recipe.formats:
+    for format_ in job.recipe.formats:
+        made: dict[str | None, Compressed] = {None: original(job, format_)}
+        for variant in job.recipe.variants:
+            what = f"{variant.name} {format_}"
+            if variant.after not in made:
+                failures.append(Failure("compress", what, f"there is no {variant.after} to go on"))
+                continue
             try:
-                compressed.append(
-                    compress(
-                        workspace,
-                        variant,
-                        format_,
-                        model.folder / PROGRAM,
-                        model.folder / REFERENCE,
-                        data,
-                    )
-                )
-            except StageError as error:
-                failures.append(Failure("compress", f"{variant.name} {format_}", str(error)))
-    return compressed
+                found = compress(job, variant, made[variant.after])
+            except (StageError, DeviceError) as error:
+                failures.append(Failure("compress", what, str(error)))
+                continue
+            compressed += found
+            made[variant.name] = found[0]
+    order = [variant.name for variant in job.recipe.variants]
+    return sorted(compressed, key=lambda item: order.index(item.variant))
 
 
 def export_all(
-    workspace: Workspace,
-    recipe: Recipe,
-    compressed: Sequence[Compressed],
-    model: StageResult,
-    data: DataHandle,
-    failures: list[Failure],
+    job: Job, compressed: Sequence[Compressed], failures: list[Failure]
 ) -> list[Checked]:
     """Export and check each; a format that cannot express one is added to ``failures``."""
+    workspace, recipe = job.workspace, job.recipe
     checked = []
     for item in compressed:
         try:
@@ -227,15 +220,15 @@ def export_all(
                 workspace,
                 artifact,
                 getattr(recipe.tolerances, item.dtype),
-                data,
+                job.data,
                 item.reference,
-                model.folder / REFERENCE,
+                job.model.folder / REFERENCE,
             )
         except StageError as error:
             failures.append(Failure("export", f"{item.variant} {item.format}", str(error)))
             continue
         workspace.store.put_artifact(artifact, parity)
-        checked.append(Checked(artifact, parity))
+        checked.append(Checked(artifact, parity, item.device))
         if not parity.passed:
             failures.append(Failure("parity", f"{item.variant} {item.format}", parity.reason))
     return checked
@@ -258,7 +251,7 @@ def measure_all(
     subjects = [
         Subject(item.artifact, (sample,), item.parity.delegates)
         for item in checked
-        if item.parity.passed
+        if item.parity.passed and item.device in (None, device.id)
     ]
     names = {s.artifact.sha256: f"{s.artifact.variant} {s.artifact.format}" for s in subjects}
     try:

@@ -1,16 +1,11 @@
 """The model stage: whatever the user has becomes one exported program with its reference outputs.
 
 From here on everything works on ``torch.export`` programs (``.pt2`` files): compression turns one
-into another, export lowers one to a runtime's format.  A ``.pt2`` is written without pickles, and
-one that holds any is refused.
+into another, export lowers one to a runtime's format.
 """
 
 from __future__ import annotations
 
-import io
-import json
-import re
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +13,7 @@ import numpy as np
 
 from pipeline.data import DataHandle, Images
 from pipeline.importing import load_object
+from pipeline.programs import load_program, save_program
 from pipeline.stage import Stage, StageResult, Workspace, source_digest
 from profiles.canonical import file_sha256
 from profiles.errors import ModelError
@@ -29,23 +25,18 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 PROGRAM = "model.pt2"
+TRAINABLE = "trainable.pt2"
 REFERENCE = "reference.npy"
 INPUT_NAME = "input"
-#: What an archive may hold: what ``torch.export.load`` reads without unpickling or running code.
-_PLAIN_ENTRY = re.compile(
-    r"[^/]+/(archive_format|archive_version|byteorder|\.data/(version|serialization_id)"
-    r"|models/model\.json|data/sample_inputs/model\.pt"
-    r"|data/weights/(weight_\d+|model_weights_config\.json)"
-    r"|data/constants/(tensor_\d+|model_constants_config\.json))"
-)
 
 
 def model_stage(workspace: Workspace, recipe: Recipe, data: DataHandle) -> StageResult:
     """Build (and train) the recipe's model, export it, and keep its outputs on the test split.
 
     Returns:
-        A folder with ``model.pt2`` and ``reference.npy`` (logits, shape ``(n, classes)``); the
-        value holds ``accuracy`` and ``parameters``.
+        A folder with ``model.pt2``, for one example at a time, ``trainable.pt2``, the same for any
+        batch size, where the model takes more than one, and ``reference.npy`` (logits, shape
+        ``(n, classes)``); the value holds ``accuracy`` and ``parameters``.
 
     Raises:
         ModelError: if the model cannot be built or loaded, or is no classifier.
@@ -67,7 +58,7 @@ def model_stage(workspace: Workspace, recipe: Recipe, data: DataHandle) -> Stage
         test = data.arrays.test
         example = torch.from_numpy(test.x[:1])
         if source.program:
-            program = load_program(source.program)
+            program, trainable = _given(load_program(source.program), example)
         else:
             torch.manual_seed(source.train.seed if source.train else 0)
             module = _build(source)
@@ -77,8 +68,10 @@ def model_stage(workspace: Workspace, recipe: Recipe, data: DataHandle) -> Stage
                 train_classifier(
                     module, data.arrays.train, source.train, workspace.progress, "model"
                 )
-            program = trace(module, example)
+            program, trainable = trace(module, example), _open(_named(module), example)
         save_program(program, folder / PROGRAM)
+        if trainable is not None:
+            save_program(trainable, folder / TRAINABLE)
         reference = reference_outputs(program, test.x)
         np.save(folder / REFERENCE, reference, allow_pickle=False)
         return {
@@ -87,6 +80,26 @@ def model_stage(workspace: Workspace, recipe: Recipe, data: DataHandle) -> Stage
         }
 
     return workspace.run(stage, work)
+
+
+def _given(
+    program: ExportedProgram, example: torch.Tensor
+) -> tuple[ExportedProgram, ExportedProgram | None]:
+    """A user's program for one example, and for any number of them where it takes them."""
+    from pipeline.compress.module import program_of
+
+    module = program.module(check_guards=False)
+    fixed = program if not program.range_constraints else program_of(module, example)
+    return fixed, _open(module, example)
+
+
+def _open(module: nn.Module, example: torch.Tensor) -> ExportedProgram | None:
+    from pipeline.compress.module import open_program_of
+
+    try:
+        return open_program_of(module, example)
+    except ModelError:
+        return None  # it computes with a batch size of its own; it can be quantized all the same
 
 
 def reference_outputs(program: ExportedProgram, x: Images) -> Images:
@@ -153,68 +166,6 @@ def _named(module: nn.Module) -> nn.Module:
             return self.model(input)
 
     return Model()
-
-
-def save_program(program: ExportedProgram, path: Path) -> None:
-    """Write a program; the same program always gives the same bytes."""
-    import torch
-
-    torch.export.save(program, path)
-
-
-def load_program(path: Path) -> ExportedProgram:
-    """Read a program that holds no pickles.
-
-    Raises:
-        ModelError: if it is not one, or holds objects that only unpickling could bring back.
-    """
-    import torch
-
-    # Programs quantized here call operators that exist once these are imported.
-    import torch.ao.quantization.fx._decomposed
-
-    _refuse_pickles(path)
-    try:
-        return torch.export.load(path)
-    except Exception as error:
-        raise ModelError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
-
-
-def _refuse_pickles(path: Path) -> None:
-    """``torch.export.load`` unpickles whatever an archive asks it to: look before."""
-    import torch
-
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            strange = [n for n in names if not _PLAIN_ENTRY.fullmatch(n) or names.count(n) > 1]
-            if strange:
-                raise ModelError(f"{path} holds {strange[0]}, which may be code: refused")
-            for name in names:
-                if name.endswith("_config.json"):
-                    entries = json.loads(archive.read(name)).get("config", {})
-                    if any(entry.get("use_pickle") for entry in entries.values()):
-                        raise ModelError(f"{path} holds pickled objects: refused")
-                elif name.endswith("/models/model.json"):
-                    json.loads(archive.read(name), object_hook=_refuse_source)
-                elif "/sample_inputs/" in name:
-                    torch.load(io.BytesIO(archive.read(name)), weights_only=True)
-    except ModelError:
-        raise
-    except Exception as error:
-        raise ModelError(
-            f"{path} is not a torch.export program of plain tensors: {type(error).__name__}",
-            "save it with torch.export.save",
-        ) from error
-
-
-def _refuse_source(value: dict[str, Any]) -> dict[str, Any]:
-    """PyTorch evaluates open dimensions, guards and names in a program as Python source."""
-    if "expr_str" in value or value.get("guards_code"):
-        raise ModelError("the program has open dimensions: refused", "export it for fixed shapes")
-    if not re.fullmatch(r"[\w.]*", str(value.get("name", ""))):
-        raise ModelError("the program has names that may be code: refused")
-    return value
 
 
 def _build(source: ModelSource) -> nn.Module:

@@ -27,6 +27,7 @@ from profiles.store import Store
 
 Progress = Callable[[str], None]
 _RESULT = "result.json"
+_CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,8 @@ class StageResult:
 class Workspace:
     """A folder that holds everything one recipe produces.
 
-    ``artifacts/`` by sha256, ``stages/`` by key, ``store.db`` with the measurements, ``report/``.
+    ``artifacts/`` by sha256, ``stages/`` by key, ``checkpoints/`` of stages that are not done,
+    ``store.db`` with the measurements, ``report/``.
     Opened by :meth:`open`; one process at a time may work in it.
     """
 
@@ -130,7 +132,15 @@ class Workspace:
             _sync(partial)
             partial.rename(folder)
             _sync_folder(folder.parent)
+            for leftover in (self.root / _CHECKPOINTS).glob(f"{self.checkpoint(stage).name}*"):
+                leftover.unlink()
         return StageResult(key, folder, self._read(folder))
+
+    def checkpoint(self, stage: Stage) -> Path:
+        """Where a stage may keep files, by names that begin so, until it has a result."""
+        folder = self.root / _CHECKPOINTS
+        folder.mkdir(exist_ok=True)
+        return folder / stage.key[:16]
 
     def _read(self, folder: Path) -> Mapping[str, Any]:
         value: Mapping[str, Any] = json.loads((folder / _RESULT).read_text())["value"]

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
+from profiles.compression import Fp32, Fraction, Name, Training, Variant, check_chain
 from profiles.config import Config, parse, read_yaml
 from profiles.errors import UsageError
 from profiles.measure import Count, Measure
@@ -56,8 +57,6 @@ def _existing_folder(path: Path, info: ValidationInfo) -> Path:
 ImportPath = Annotated[str, AfterValidator(_import_path)]
 InputFile = Annotated[Path, AfterValidator(_existing_file)]
 InputFolder = Annotated[Path, AfterValidator(_existing_folder)]
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
 class Weights(Config):
@@ -69,20 +68,6 @@ class Weights(Config):
     file: InputFile
     key: str | None = None
     strip_prefix: str = ""
-
-
-class Training(Config):
-    """How to train a classifier on the train split (AdamW, one cycle, cross-entropy).
-
-    ``threads`` are PyTorch's: sums depend on their number, so it is part of what makes a training
-    repeatable; more than one pays for large networks on an idle machine only.
-    """
-
-    epochs: Count = 10
-    batch_size: Count = 64
-    learning_rate: Annotated[float, Field(gt=0)] = 0.003
-    seed: int = 0
-    threads: Count = 1
 
 
 class ModelSource(Config):
@@ -147,32 +132,6 @@ class DataSource(Config):
             raise ValueError("name exactly one of factory, npz and folder")
         if (self.mean is None) != (self.std is None):
             raise ValueError("mean and std go together")
-        return self
-
-
-class Variant(Config):
-    """One compressed version of the model; a bare name in the recipe is a method with defaults.
-
-    ``sparsity`` is the share of weights set to zero by ``sparse``.
-    """
-
-    name: Name
-    method: Literal["fp32", "int8", "sparse"]
-    sparsity: Fraction | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _short_form(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return {"name": value, "method": value}
-        if isinstance(value, dict) and "method" not in value and "name" in value:
-            return {**value, "method": value["name"]}
-        return value
-
-    @model_validator(mode="after")
-    def _own_settings(self) -> Variant:
-        if self.sparsity is not None and self.method != "sparse":
-            raise ValueError(f"sparsity has no meaning for the method {self.method}")
         return self
 
 
@@ -245,7 +204,7 @@ class Recipe(Config):
     name: Name
     model: ModelSource
     data: DataSource
-    variants: tuple[Variant, ...] = (Variant(name="fp32", method="fp32"),)
+    variants: tuple[Variant, ...] = (Fp32(name="fp32"),)
     formats: tuple[ArtifactFormat, ...] = FORMATS
     tolerances: Tolerances = Tolerances()
     inventory: Annotated[Path, AfterValidator(_expand), Field(validate_default=True)] = Path(
@@ -259,11 +218,8 @@ class Recipe(Config):
 
     @field_validator("variants")
     @classmethod
-    def _distinct(cls, variants: tuple[Variant, ...]) -> tuple[Variant, ...]:
-        names = [variant.name for variant in variants]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if not names or twice:
-            raise ValueError(f"names must differ: {', '.join(twice)}" if twice else "name one")
+    def _chained(cls, variants: tuple[Variant, ...]) -> tuple[Variant, ...]:
+        check_chain(variants)
         return variants
 
 

@@ -102,7 +102,7 @@ def _put(
     # A layer that is called twice stays one.
     key = (node.target, str(rest)) if held else (node.name,)
     if key not in put:
-        values = [_held(module, value) if value in held else value for value in rest]
+        values = [_held(module, v) if isinstance(v, Node) else v for v in rest]
         put[key] = _free(_path(node, held), set(put.values()))
         _set(module, put[key], make(*values))
     with module.graph.inserting_before(node):

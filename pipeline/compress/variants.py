@@ -1,8 +1,13 @@
-"""The compress stage: a recipe's variants, each an exported program per format."""
+"""The compress stage: a recipe's variants, each an exported program per format.
+
+Methods that work on floats change the model once for all formats; what quantizes comes last, and is
+made for one format.  Each is a stage, so that a chain takes up where it was.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,15 +15,16 @@ from typing import Any
 
 import numpy as np
 
+from devices.inventory import Device
 from pipeline.compress import PACKAGES
 from pipeline.data import DataHandle
-from pipeline.model import PROGRAM, REFERENCE
-from pipeline.stage import Stage, Workspace
+from pipeline.model import PROGRAM, REFERENCE, TRAINABLE
+from pipeline.stage import Stage, StageResult, Workspace
 from profiles.canonical import file_sha256
-from profiles.recipe import Variant
+from profiles.compression import Budget, Method
+from profiles.errors import StageError
+from profiles.recipe import Recipe
 from profiles.records import ArtifactFormat
-
-DEFAULT_SPARSITY = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +34,12 @@ class Compressed:
     Args:
         variant: its name in the recipe.
         format: the format it was made for.
-        program: the ``.pt2`` file.
+        program: the ``.pt2`` file, for one example at a time.
         dtype: which tolerances apply to its artifact.
         reference: ``.npy`` of the logits its artifact should give.
+        trainable: the same of open batch size, for methods that follow; ``None`` once quantized.
         details: what the compression recorded.
+        device: the one device it was made for; ``None`` for all.
     """
 
     variant: str
@@ -39,109 +47,176 @@ class Compressed:
     program: Path
     dtype: str
     reference: Path
+    trainable: Path | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
+    device: str | None = None
 
 
-def compress(
-    workspace: Workspace,
-    variant: Variant,
-    format_: ArtifactFormat,
-    program: Path,
-    reference: Path,
-    data: DataHandle,
-) -> Compressed:
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What all compressions of a recipe share.
+
+    Args:
+        workspace: for stages and measurements.
+        recipe: what it says.
+        data: to calibrate, to train and to judge with.
+        model: the uncompressed model's stage.
+        devices: those that it is compressed for, by id.
+    """
+
+    workspace: Workspace
+    recipe: Recipe
+    data: DataHandle
+    model: StageResult
+    devices: Mapping[str, Device]
+
+
+#: What works on floats: ``apply(module, settings, workbench) -> (module, record)`` of a module.
+FLOAT_METHODS: Mapping[str, str] = {
+    "finetune": "pipeline.compress.finetune",
+    "sparse": "pipeline.compress.sparse",
+    "structured": "pipeline.compress.structured",
+    "low-rank": "pipeline.compress.low_rank",
+    "remove-layers": "pipeline.compress.shallow",
+}
+#: Distributions that decide what they make.
+FLOAT_PACKAGES = (*PACKAGES, "torch-pruning", "numpy")
+
+
+def original(job: Job, format_: ArtifactFormat) -> Compressed:
+    """The uncompressed model, which every chain begins with."""
+    folder = job.model.folder
+    trainable = folder / TRAINABLE
+    return Compressed(
+        "fp32",
+        format_,
+        folder / PROGRAM,
+        "float32",
+        folder / REFERENCE,
+        trainable if trainable.exists() else None,
+    )
+
+
+def compress(job: Job, settings: Method, base: Compressed) -> list[Compressed]:
     """One variant of a model for one format, or find it in the workspace.
 
     Args:
-        workspace: for the stage.
-        variant: how to compress.
-        format_: what it is for; only quantization depends on it.
-        program: the model's ``.pt2``.
-        reference: the model's logits on the test split.
-        data: to calibrate with.
+        job: what all share.
+        settings: how to compress.
+        base: what to begin with, made for the same format.
+
+    Returns:
+        One; or one for each device, where a device has a say.
 
     Raises:
         StageError: if the method does not work on this model.
+        UsageError: if its settings do not fit the model or the data.
+        DeviceError: if a device that has a say cannot be reached or leaves.
     """
-    if variant.method == "fp32":
-        return Compressed(variant.name, format_, program, "float32", reference)
-    if variant.method == "int8":
-        return _int8(workspace, variant, format_, program, reference, data)
-    return _sparse(workspace, variant, format_, program, data)
+    method: str = getattr(settings, "method", "")
+    if method == "fp32":
+        return [base]
+    if method in FLOAT_METHODS:
+        return [_float(job, settings, base, FLOAT_METHODS[method])]
+    module = importlib.import_module(f"pipeline.compress.{method.replace('-', '_')}")
+    made: list[Compressed] = module.make(job, settings, base)
+    return made
 
 
-def _int8(
-    workspace: Workspace,
-    variant: Variant,
-    format_: ArtifactFormat,
-    program: Path,
-    reference: Path,
-    data: DataHandle,
-) -> Compressed:
+def _float(job: Job, settings: Method, base: Compressed, implementation: str) -> Compressed:
+    """A stage whose result is the same for all formats."""
+    if base.trainable is None:
+        raise StageError(
+            f"{settings.name}: the model takes a fixed batch only, so it cannot be changed",
+            "let it take any batch size: no sizes of its input as constants in forward",
+        )
+    budget: Budget | None = getattr(settings, "budget", None)
     stage = Stage(
-        "int8",
+        settings.method,  # type: ignore[attr-defined]
         {
-            "program": file_sha256(program),
-            "format": format_,
-            "data": data.key,
-            "samples": data.calibration_size,
+            "program": file_sha256(base.trainable),
+            "teacher": file_sha256(job.model.folder / TRAINABLE),
+            "settings": settings.model_dump(mode="json", exclude={"name", "after"}),
+            "data": job.data.key,
+            "measured_on": _measured_on(job, budget),
         },
-        (*PACKAGES, "executorch", "litert-torch"),
+        FLOAT_PACKAGES,
     )
+    trainable = base.trainable
 
     def work(folder: Path) -> dict[str, Any]:
-        from pipeline.compress.quantize import quantize
-        from pipeline.model import load_program, save_program
+        from pipeline.compress.module import module_of, open_program_of, program_of
+        from pipeline.model import reference_outputs
+        from pipeline.programs import load_program, save_program
 
-        samples = data.arrays.calibration()
-        quantized = quantize(load_program(program), format_, samples)
-        save_program(quantized, folder / PROGRAM)
-        sha256 = hashlib.sha256(samples.tobytes()).hexdigest()
-        return {
-            "method": "int8",
-            "calibration_samples": len(samples),
-            "calibration_sha256": sha256,
-        }
+        bench = workbench(job, stage, budget)
+        apply = importlib.import_module(implementation).apply
+        changed, record = apply(module_of(load_program(trainable)), settings, bench)
+        program = program_of(changed, bench.example)
+        save_program(program, folder / PROGRAM)
+        save_program(open_program_of(changed, bench.example), folder / TRAINABLE)
+        # It is another function now: its artifacts answer to that one.
+        outputs = reference_outputs(program, job.data.arrays.test.x)
+        np.save(folder / REFERENCE, outputs, allow_pickle=False)
+        return dict(record)
 
-    result = workspace.run(stage, work)
+    result = job.workspace.run(stage, work)
     return Compressed(
-        variant.name, format_, result.folder / PROGRAM, "int8", reference, result.value
-    )
-
-
-def _sparse(
-    workspace: Workspace,
-    variant: Variant,
-    format_: ArtifactFormat,
-    program: Path,
-    data: DataHandle,
-) -> Compressed:
-    sparsity = variant.sparsity or DEFAULT_SPARSITY
-    stage = Stage(
-        "sparse",
-        {"program": file_sha256(program), "sparsity": sparsity, "data": data.key},
-        PACKAGES,
-    )
-
-    def work(folder: Path) -> dict[str, Any]:
-        import torch
-
-        from pipeline.compress.sparsity import prune
-        from pipeline.model import load_program, reference_outputs, save_program
-
-        x = data.arrays.test.x
-        pruned, details = prune(load_program(program), sparsity, torch.from_numpy(x[:1]))
-        save_program(pruned, folder / PROGRAM)
-        # Zeroed weights are another function: its artifacts answer to that one.
-        np.save(folder / REFERENCE, reference_outputs(pruned, x), allow_pickle=False)
-        return {"method": "sparse", **details}
-
-    result = workspace.run(stage, work)
-    return Compressed(
-        variant.name,
-        format_,
+        settings.name,
+        base.format,
         result.folder / PROGRAM,
         "float32",
         result.folder / REFERENCE,
-        result.value,
+        result.folder / TRAINABLE,
+        {**described(settings), **result.value},
     )
+
+
+def workbench(job: Job, stage: Stage, budget: Budget | None = None) -> Any:
+    """A :class:`pipeline.compress.workbench.Workbench` for one stage."""
+    from pipeline.compress.workbench import Workbench
+
+    train, validation = job.data.arrays.search_splits(seed=0)
+    bench = Workbench(
+        train,
+        validation,
+        job.data.arrays.calibration(),
+        job.model.folder / TRAINABLE,
+        job.workspace.checkpoint(stage),
+        job.workspace.progress,
+    )
+    if budget is not None and budget.is_measured:
+        from pipeline.profile.gauge import gauge_for
+
+        device, format_ = place_of(job, budget)
+        bench = bench.with_gauge(gauge_for(job, device, format_, budget.cost))
+    return bench
+
+
+def place_of(job: Job, budget: Budget) -> tuple[Device, ArtifactFormat]:
+    """Where a measured budget is spent: what it names, or what the recipe names first."""
+    name = budget.device or job.recipe.devices[0]
+    return job.devices[name], budget.format or job.recipe.formats[0]
+
+
+def _measured_on(job: Job, budget: Budget | None) -> list[str] | None:
+    if budget is None or not budget.is_measured:
+        return None
+    device, format_ = place_of(job, budget)
+    return [device.id, format_]
+
+
+def described(settings: Method) -> dict[str, Any]:
+    """A variant's settings as they stand in its artifacts' records."""
+    return {
+        "settings": settings.model_dump(mode="json", exclude_none=True, by_alias=True),
+    }
+
+
+def calibration_record(job: Job) -> dict[str, Any]:
+    """Which samples calibrated a quantization."""
+    samples = job.data.arrays.calibration()
+    return {
+        "calibration_samples": len(samples),
+        "calibration_sha256": hashlib.sha256(samples.tobytes()).hexdigest(),
+    }

@@ -12,7 +12,7 @@ from torch import nn
 from pipeline.data import Images, Split
 from pipeline.stage import Progress
 from pipeline.training import optimise
-from profiles.recipe import Training
+from profiles.compression import Training
 from profiles.space import Genomes, SearchSpace
 
 #: Images that set the batch-norm statistics of an extracted network.

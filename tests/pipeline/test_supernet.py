@@ -15,7 +15,7 @@ from torch import nn
 from pipeline.data import Split
 from pipeline.supernet.base import RECALIBRATION_IMAGES, recalibrate, train_supernet
 from pipeline.supernet.elastic import ElasticConvNet, StagePlan
-from profiles.recipe import Training
+from profiles.compression import Training
 from tests.projects import stripes
 
 SHAPE = (1, 16, 16)
