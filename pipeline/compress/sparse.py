@@ -48,7 +48,7 @@ def prune(
             import nncf
 
             masked = nncf.prune(
-                nn.Sequential(module),  # NNCF refuses to prune a bare graph
+                _Plain(module),
                 mode=nncf.PruneMode.UNSTRUCTURED_MAGNITUDE_GLOBAL,
                 ratio=sparsity,
                 examples_inputs=example,
@@ -56,7 +56,7 @@ def prune(
             stripped = nncf.strip(
                 masked, strip_format=nncf.StripFormat.IN_PLACE, example_input=example
             )
-            (pruned,) = stripped.children()
+            pruned = stripped.module
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), "")
         raise StageError(f"NNCF cannot prune the model: {reason}") from error
@@ -64,3 +64,15 @@ def prune(
     zeros = sum(int((weight == 0).sum()) for weight in weights)
     found = zeros / sum(weight.numel() for weight in weights)
     return pruned, {"sparsity_asked": sparsity, "sparsity_found": found}
+
+
+class _Plain(nn.Module):
+    """A module around a graph: NNCF refuses to prune a bare one."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, input: torch.Tensor) -> Any:
+        """The graph's own forward pass."""
+        return self.module(input)
