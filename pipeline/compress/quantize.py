@@ -6,6 +6,7 @@ gets the quantizer that speaks its kernels' language; the calibration samples ar
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,19 +16,35 @@ from pipeline.data import Images
 from pipeline.model import trace_graph
 from pipeline.quiet import quiet
 from pipeline.training import torch_threads
-from profiles.errors import StageError
+from profiles.errors import StageError, UsageError
 from profiles.records import ArtifactFormat
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 
-def quantizer_for(format_: ArtifactFormat) -> Any:
-    """The torchao quantizer whose annotations the format's runtime turns into INT8 kernels."""
+#: What each runtime's quantizer may be told instead of its defaults, by a name for people: keyword
+#: arguments of :func:`quantizer_for`.  A device's measurements decide (``precision: measured``).
+ALTERNATIVES: Mapping[ArtifactFormat, Mapping[str, Mapping[str, Any]]] = {
+    "executorch": {},
+    "onnx": {},
+    "tflite": {},
+}
+
+
+def quantizer_for(format_: ArtifactFormat, *, keep: Collection[str] = (), **choices: Any) -> Any:
+    """The torchao quantizer whose annotations the format's runtime turns into INT8 kernels.
+
+    Args:
+        format_: which runtime it is for.
+        keep: modules to leave in FP32, submodules included: ``fnmatch`` patterns of paths in the
+            exported module.
+        choices: what this runtime's quantizer may be told beside; see :data:`ALTERNATIVES`.
+    """
     if format_ == "onnx":
         from pipeline.compress.ort_quantizer import OrtQuantizer
 
-        return OrtQuantizer()
+        return OrtQuantizer(skip=keep, **choices)
     if format_ == "tflite":
         from litert_torch.quantize import pt2e_quantizer as litert
 
@@ -39,15 +56,26 @@ def quantizer_for(format_: ArtifactFormat) -> Any:
     return xnnpack.XNNPACKQuantizer().set_global(config)
 
 
-def quantize(program: ExportedProgram, format_: ArtifactFormat, samples: Images) -> ExportedProgram:
+def quantize(
+    program: ExportedProgram,
+    format_: ArtifactFormat,
+    samples: Images,
+    *,
+    keep: Collection[str] = (),
+    choices: Mapping[str, Any] | None = None,
+    fold: bool | None = None,
+) -> ExportedProgram:
     """Quantize weights and activations to INT8 for one format.
 
     Args:
         program: in FP32, exported for one example at a time.
         format_: which runtime it is for.
         samples: calibration inputs, shape ``(n, channels, height, width)``.
+        keep, choices: see :func:`quantizer_for`.
+        fold: hold weights as integers; as the format's exporter wants them if not given.
 
     Raises:
+        UsageError: if ``keep`` names nothing.
         StageError: if NNCF refuses the model.
     """
     inputs = [torch.from_numpy(samples[i : i + 1]) for i in range(len(samples))]
@@ -60,7 +88,7 @@ def quantize(program: ExportedProgram, format_: ArtifactFormat, samples: Images)
 
             quantized = quantize_pt2e(
                 program.module(),
-                quantizer_for(format_),
+                quantizer_for(format_, keep=keep, **(choices or {})),
                 nncf.Dataset(inputs),
                 subset_size=len(inputs),
                 # NNCF's defaults average each sample's extremes, which clips, and then correct the
@@ -68,9 +96,11 @@ def quantize(program: ExportedProgram, format_: ArtifactFormat, samples: Images)
                 activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
                 fast_bias_correction=None,
                 # LiteRT's converter folds constants itself, and stumbles over folded ones.
-                fold_quantize=format_ != "tflite",
+                fold_quantize=format_ != "tflite" if fold is None else fold,
             )
             return trace_graph(quantized, inputs[0])
+    except UsageError:
+        raise
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), "")
         raise StageError(
