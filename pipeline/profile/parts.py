@@ -88,22 +88,20 @@ def parts_of(workspace: Workspace, network: Network, depth: int | None) -> Parts
     def work(folder: Path) -> dict[str, Any]:
         import torch
 
-        from pipeline.model import trace
         from pipeline.profile.cut import cut, is_quantized
         from pipeline.programs import load_program
 
         program = load_program(network.program)
         inputs = tuple(torch.from_numpy(x) for x in network.inputs)
         found = cut(program, inputs, depth)
-        _save(folder, WHOLE, None, inputs, found.outputs)
-        one = torch.ones(1, 1, 1, 1)
-        _save(folder, CALL, trace(torch.nn.ReLU(), one), (one,), (one,))
+        save_part(folder, WHOLE, None, inputs, found.outputs)
+        save_call(folder)
         alike: dict[str, list[int]] = {}
         for number, block in enumerate(found.blocks):
             alike.setdefault(block.signature, []).append(number)
         firsts = [found.blocks[numbers[0]] for numbers in alike.values()]
         for number, block in enumerate(firsts):
-            _save(folder, f"{number:02}", block.program(), block.inputs, block.outputs)
+            save_part(folder, f"{number:02}", block.program(), block.inputs, block.outputs)
         return {
             "depth": found.depth,
             "repeated": found.repeated,
@@ -126,7 +124,18 @@ def _understood(result: StageResult) -> Parts:
     return Parts(key=result.key, folder=result.folder, **value)
 
 
-def _save(folder: Path, part: str, program: Any, inputs: Tensors, outputs: Tensors) -> None:
+def save_call(folder: Path) -> None:
+    """Keep an empty network: what it takes is one call of the runtime."""
+    import torch
+
+    from pipeline.model import trace
+
+    one = torch.ones(1, 1, 1, 1)
+    save_part(folder, CALL, trace(torch.nn.ReLU(), one), (one,), (one,))
+
+
+def save_part(folder: Path, part: str, program: Any, inputs: Tensors, outputs: Tensors) -> None:
+    """Keep a part's program, where it has one of its own, its inputs and what it makes of them."""
     from pipeline.programs import save_program
 
     if program is not None:
