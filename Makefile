@@ -28,7 +28,7 @@ test: env
 	  [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
 	  && apt-get update -qq && apt-get install -y -qq --no-install-recommends $(APT) >/dev/null; } \
 	  || echo "not all of $(APT) are installed: tests that need them will be skipped"
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Whole emulated boards with kernels of their own, one with power sensors; for the nightly, as root.
 BOARD_APT := qemu-system-arm qemu-system-x86 e2fsprogs

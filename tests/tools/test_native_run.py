@@ -226,7 +226,7 @@ def test_readings_that_take_long(agent, tiny_model: TinyModel, tmp_path):
     _, events, _ = run(agent, plan)
     (power,) = of(events, "power")
     steps = [later - earlier for earlier, later in pairwise(power["at_ns"])]
-    assert median(steps) > 260_000_000
+    assert median(steps[:-1]) > 260_000_000  # the end cuts the last reading short
     asleep_s = time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()
     begun_s = [float(text.split()[0]) - asleep_s for (text,) in power["values"]]
     into_s = [at / 1e9 - begun for at, begun in zip(power["at_ns"], begun_s, strict=True)]
