@@ -158,9 +158,11 @@ def test_a_whole_run_is_clean(watched_agent, tiny_model: TinyModel, tmp_path, na
 # The sampler
 
 
-def energy_plan(folder: Path, job: dict[str, Any], **sampling: Any) -> Path:
+def energy_plan(
+    folder: Path, job: dict[str, Any], window_ns: int = 50_000_000, **sampling: Any
+) -> Path:
     meter = {"period_ns": 10_000_000, "files": [], "command": [], **sampling}
-    return write_plan(folder, [job], library=ORT, kind="energy", window_ns=50_000_000, meter=meter)
+    return write_plan(folder, [job], library=ORT, kind="energy", window_ns=window_ns, meter=meter)
 
 
 @pytest.mark.parametrize(("iterations", "kept"), [(20, 100), (150, 150)])
@@ -222,7 +224,8 @@ def test_commands_that_do_not_end(watched_agent, tiny_model: TinyModel, tmp_path
 def test_readings_that_take_long(agent, tiny_model: TinyModel, tmp_path):
     """The time of one is its middle; the next waits for its turn, two periods after the last."""
     words = ["sh", "-c", "cat /proc/uptime; exec sleep 0.2"]
-    plan = energy_plan(tmp_path, tiny_model.plan_job(), command=words, period_ns=150_000_000)
+    job, period_ns = tiny_model.plan_job(), 150_000_000
+    plan = energy_plan(tmp_path, job, 600_000_000, command=words, period_ns=period_ns)
     _, events, _ = run(agent, plan)
     (power,) = of(events, "power")
     steps = [later - earlier for earlier, later in pairwise(power["at_ns"])]
