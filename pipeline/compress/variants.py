@@ -117,14 +117,19 @@ def compress(job: Job, settings: Method, base: Compressed) -> list[Compressed]:
     if method == "fp32":
         return [base]
     if method in FLOAT_METHODS:
-        return [_float(job, settings, base, FLOAT_METHODS[method])]
+        return [on_floats(job, settings, base, FLOAT_METHODS[method])]
     module = importlib.import_module(f"pipeline.compress.{method.replace('-', '_')}")
     made: list[Compressed] = module.make(job, settings, base)
     return made
 
 
-def _float(job: Job, settings: Method, base: Compressed, implementation: str) -> Compressed:
-    """A stage whose result is the same for all formats."""
+def on_floats(job: Job, settings: Method, base: Compressed, implementation: str) -> Compressed:
+    """A stage whose result is the same for all formats.
+
+    Args:
+        job, settings, base: as for :func:`compress`.
+        implementation: the module whose ``apply`` does it; see :data:`FLOAT_METHODS`.
+    """
     if base.trainable is None:
         raise StageError(
             f"{settings.name}: the model takes a fixed batch only, so it cannot be changed",
