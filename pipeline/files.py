@@ -64,11 +64,15 @@ def compress_file(
         compressed = quantize(loaded, format_, x)
         details: dict[str, Any] = {"method": method, "calibration_samples": len(x)}
     else:
+        from pipeline.compress.masks import prunable
         from pipeline.compress.module import module_of, program_of
-        from pipeline.compress.sparse import prune
+        from pipeline.compress.nncf_pruning import prune
+        from pipeline.compress.sparse import found
 
         example = torch.from_numpy(x[:1])
-        pruned, details = prune(module_of(loaded), sparsity, example)
+        pruned = module_of(loaded)
+        prune(pruned, sparsity, example)
+        details = {"sparsity_asked": sparsity, **found(prunable(pruned), {})}
         compressed = program_of(pruned, example)
     aside = output.with_name(f".partial-{output.name}")
     save_program(compressed, aside)

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from pipeline.data import Images, Split
+from pipeline.checkpoint import Course, start_of
+from pipeline.data import Images, Labels, Split
 from pipeline.stage import Progress
 from profiles.compression import Training
-from profiles.durable import write_whole
-from profiles.errors import DataError
+from profiles.errors import DataError, StageError
 
 #: The loss of one batch; calls ``backward`` itself as often as it needs to.
 Step = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -43,12 +42,26 @@ class Callback:
     happened.
     """
 
+    def groups(self, steps: int) -> list[dict[str, Any]]:
+        """Parameters that learn at a rate of their own, as PyTorch's optimisers take them.
+
+        Args:
+            steps: of the whole training.
+
+        Returns:
+            Each with ``params``, ``lr`` (the peak) and ``weight_decay``.
+        """
+        return []
+
     def begin(self, step: int, steps: int) -> None:
         """Before the forward pass of a step; steps count from 0 over all epochs."""
 
     def penalty(self) -> torch.Tensor | None:
         """A term of the loss, if any."""
         return None
+
+    def update(self, step: int, steps: int) -> None:
+        """Before the optimiser's step: all gradients are there."""
 
     def finish(self, step: int, steps: int) -> None:
         """After the optimiser's step."""
@@ -75,7 +88,10 @@ def optimise(
     """Run ``training.epochs`` epochs of AdamW under a one-cycle schedule.
 
     The same seed, data and number of threads give the same weights, bit for bit, interrupted or
-    not: PyTorch's kernels on the CPU are deterministic for one number of threads.
+    not: what is random comes from the seed and the epoch alone, and PyTorch's kernels on the CPU
+    are deterministic with one thread.  With more, sums are taken in an order that depends on their
+    number; kernels that add to scattered places (backward of ``index_add``, ``gather``) may differ
+    from run to run then.
 
     Args:
         module: whose parameters are trained, in place; left in evaluation mode.
@@ -85,24 +101,26 @@ def optimise(
         progress: told about each epoch.
         label: what is being trained, for progress.
         callbacks: take part in each step.
-        checkpoint: a file that is written after each epoch, and gone on from if it is there.
+        checkpoint: a file that is written after each epoch, and gone on from if it is there and of
+            this very training.
 
     Raises:
         DataError: if the module cannot take such inputs or labels.
+        StageError: if the loss or a weight becomes infinite or NaN; the module is of no use then.
     """
     x, y = torch.from_numpy(data.x), torch.from_numpy(data.y)
     batches = max(1, len(y) // training.batch_size)
     steps = training.epochs * batches
-    optimiser = torch.optim.AdamW(
-        module.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
-    )
+    groups = _groups(module, training, callbacks, steps)
+    optimiser = torch.optim.AdamW(groups, weight_decay=training.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, training.learning_rate, total_steps=steps
+        optimiser, [group["lr"] for group in groups], total_steps=steps
     )
-    course = Course(module, optimiser, schedule, callbacks, checkpoint)
-    first = course.resume()
+    start = start_of(module, data, training, callbacks) if checkpoint else ""
+    course = Course(module, optimiser, schedule, callbacks, checkpoint, start)
+    first = course.resume(progress, label)
     module.train()
-    with torch_threads(training.threads):
+    with torch_threads(training.threads), torch.random.fork_rng(devices=[]):
         for epoch in range(first, training.epochs):
             # Of the epoch alone: an epoch that is done again comes to the same.
             order = np.random.default_rng([training.seed, epoch])
@@ -120,11 +138,17 @@ def optimise(
                 for callback in callbacks:
                     if (term := callback.penalty()) is not None:
                         term.backward()
+                if not torch.isfinite(loss):
+                    raise _diverged(label, "the loss", epoch, schedule)
+                for callback in callbacks:
+                    callback.update(number, steps)
                 optimiser.step()
                 schedule.step()
                 for callback in callbacks:
                     callback.finish(number, steps)
                 total += float(loss.detach())
+            if (name := _not_finite(module)) is not None:
+                raise _diverged(label, name, epoch, schedule)
             course.save(epoch + 1)
             left = (training.epochs - epoch - 1) * (time.monotonic() - began)
             rest = f", {left:.0f} s left" if left >= 1 else ""
@@ -133,46 +157,32 @@ def optimise(
     module.eval()
 
 
-@dataclass(frozen=True, slots=True)
-class Course:
-    """Everything that a training must remember to go on after an epoch."""
+def _groups(
+    module: nn.Module, training: Training, callbacks: Sequence[Callback], steps: int
+) -> list[dict[str, Any]]:
+    """A module's parameters, those apart that learn at a rate of their own."""
+    own = [group for callback in callbacks for group in callback.groups(steps)]
+    apart = {id(parameter) for group in own for parameter in group["params"]}
+    common = [parameter for parameter in module.parameters() if id(parameter) not in apart]
+    return [{"params": common, "lr": training.learning_rate}, *own]
 
-    module: nn.Module
-    optimiser: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LRScheduler
-    callbacks: Sequence[Callback]
-    file: Path | None
 
-    def save(self, epoch: int) -> None:
-        """Write the checkpoint whole, or not at all."""
-        if self.file is None:
-            return
-        content = io.BytesIO()
-        state = {
-            "epoch": epoch,
-            "module": self.module.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "callbacks": [callback.state() for callback in self.callbacks],
-        }
-        torch.save(state, content)
-        write_whole(self.file, content.getvalue())
+def _not_finite(module: nn.Module) -> str | None:
+    """The first parameter that has become infinite or NaN; buffers may be so on purpose."""
+    for name, value in module.named_parameters():
+        if value.requires_grad and not value.isfinite().all():
+            return name
+    return None
 
-    def resume(self) -> int:
-        """Take up the checkpoint, if there is one.
 
-        Returns:
-            How many epochs are done.
-        """
-        if self.file is None or not self.file.exists():
-            return 0
-        state = torch.load(self.file, weights_only=True)
-        self.module.load_state_dict(state["module"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.schedule.load_state_dict(state["schedule"])
-        for callback, its in zip(self.callbacks, state["callbacks"], strict=True):
-            callback.restore(its)
-        return int(state["epoch"])
+def _diverged(
+    label: str, what: str, epoch: int, schedule: torch.optim.lr_scheduler.LRScheduler
+) -> StageError:
+    rate = schedule.get_last_lr()[0]
+    return StageError(
+        f"{label}: {what} is not finite in epoch {epoch + 1}, at a learning rate of {rate:.2g}",
+        "lower train.learning_rate",
+    )
 
 
 def augmented(x: torch.Tensor, training: Training) -> torch.Tensor:
@@ -197,6 +207,7 @@ def train_classifier(
     module: nn.Module, data: Split, training: Training, progress: Progress, label: str
 ) -> None:
     """Train on cross-entropy, in place."""
+    demand_classes(logits_of(module.eval(), data.x[:1], 1), data.y, f"the {label}")
 
     def step(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         loss = nn.functional.cross_entropy(module(x), y)
@@ -204,6 +215,28 @@ def train_classifier(
         return loss
 
     optimise(module, data, training, step, progress, label)
+
+
+def demand_classes(logits: Images, labels: Labels, what: str) -> None:
+    """See that labels are among the classes that a model tells apart.
+
+    Args:
+        logits: some of its outputs.
+        labels: of the data.
+        what: the model, for the error.
+
+    Raises:
+        DataError: if not, or if the model is no classifier.
+    """
+    if logits.ndim != 2:
+        raise DataError(f"{what} gives outputs of shape {logits.shape}, expected (n, classes)")
+    classes, least, most = logits.shape[1], int(labels.min()), int(labels.max())
+    if least < 0 or most >= classes:
+        raise DataError(
+            f"{what} tells {classes} classes apart, labelled 0 to {classes - 1}, but the data's"
+            f" labels go from {least} to {most}",
+            "give the model as many classes as the data has",
+        )
 
 
 def logits_of(module: Callable[[torch.Tensor], torch.Tensor], x: Images, batch: int) -> Images:

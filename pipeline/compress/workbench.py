@@ -16,7 +16,7 @@ from pipeline.compress.module import module_of
 from pipeline.data import Images, Split
 from pipeline.programs import load_program
 from pipeline.stage import Progress
-from pipeline.training import Callback, logits_of, optimise
+from pipeline.training import Callback, demand_classes, logits_of, optimise
 from profiles.compression import Distil, Training
 
 if TYPE_CHECKING:
@@ -76,8 +76,13 @@ class Workbench:
         return torch.from_numpy(self.calibration[:1])
 
     def accuracy(self, module: nn.Module) -> float:
-        """Share of the validation examples that a module of open batch size gets right."""
+        """Share of the validation examples that a module of open batch size gets right.
+
+        Raises:
+            DataError: if the module cannot take the data, or has too few classes for it.
+        """
         outputs = logits_of(module.eval(), self.validation.x, _BATCH)
+        demand_classes(outputs, self.validation.y, "the model")
         return float((outputs.argmax(1) == self.validation.y).mean())
 
     def fine_tune(
@@ -103,9 +108,12 @@ class Workbench:
             The record: settings, and accuracy on the validation examples after it.
 
         Raises:
-            DataError: if the module cannot take the data.
+            DataError: if the module cannot take the data, or has too few classes for it.
             UsageError: if there are no such features to learn from.
+            StageError: if the loss or a weight becomes infinite or NaN.
         """
+        first = logits_of(module.eval(), self.train.x[:1], 1)
+        demand_classes(first, self.train.y, "the model")
         checkpoint = self.checkpoint.with_name(f"{self.checkpoint.name}{stage}.pt")
         with Distillation(module, self.teacher if distil else None, distil) as loss_of:
 
