@@ -42,11 +42,13 @@ cd "$1/incoming" || exit 1
 partial=$2 name=$3 sha256=$4 size=$5
 size_of() { set -- $(ls -ln "$1" 2> /dev/null); echo "$5"; }
 inode_of() { set -- $(ls -in "$1" 2> /dev/null); echo "$1"; }
+there() { [ "$(size_of "../store/$name")" = "$size" ]; }
+# What was cut short since it was hashed may not keep the name, not even for the blink of a rename.
 adopt() {
   chmod 700 "$partial" 2> /dev/null
-  [ "$(size_of "$partial")" = "$size" ] && mv -f "$partial" "../store/$name"
+  [ "$(size_of "$partial")" = "$size" ] && mv -f "$partial" "../store/$name" || return 1
+  there || { rm -f "../store/$name"; return 1; }
 }
-there() { [ "$(size_of "../store/$name")" = "$size" ]; }
 """
 
 # Hash what arrived, and only then give it its name.  OpenSSL, where it is, hashes several times as

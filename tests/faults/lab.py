@@ -58,7 +58,7 @@ class Victim:
     faults: tuple[str, ...]
     mode: str = "as-shipped"
     state: Path | None = None
-    _truncated: set[tuple[str, int]] = field(default_factory=set)
+    _truncated: set[tuple[int, int]] = field(default_factory=set)
     _undo: list[Callable[[], None]] = field(default_factory=list)
 
     def hurt(self, kind: str) -> Wound:
@@ -92,9 +92,12 @@ class Victim:
             return Wound(0.5)
         assert kind == "truncate files"
         for path in [*self.root.glob("store/*.onnx"), *self.root.glob("incoming/*")]:
-            with contextlib.suppress(OSError):
-                os.truncate(path, path.stat().st_size // 2)
-                self._truncated.add((path.name, path.stat().st_size))
+            with contextlib.suppress(OSError), path.open("r+b") as stream:
+                os.truncate(stream.fileno(), os.fstat(stream.fileno()).st_size // 2)
+                found = os.fstat(stream.fileno())
+                # It may have got its name between our look at the folder and the cut.
+                if any(p.stat().st_ino == found.st_ino for p in self.root.glob("store/*.onnx")):
+                    self._truncated.add((found.st_ino, found.st_size))
         return Wound(0)
 
     def heal(self) -> None:
@@ -117,7 +120,7 @@ class Victim:
             for path in self.root.glob("store/*.onnx")
             if path.stem in names
             and file_sha256(path) != path.stem
-            and (path.name, path.stat().st_size) not in self._truncated
+            and (path.stat().st_ino, path.stat().st_size) not in self._truncated
         ]
 
     def settings(self) -> dict[str, str]:
