@@ -127,6 +127,12 @@ class Method(Config):
         Field(validation_alias=AliasChoices("from", "after"), serialization_alias="from"),
     ] = None
 
+    @model_validator(mode="after")
+    def _distils_while_training(self) -> Method:
+        if getattr(self, "distil", None) and getattr(self, "train", None) is None:
+            raise ValueError("distil is a part of training: name train")
+        return self
+
 
 class Fp32(Method):
     """The model as it is."""
@@ -193,8 +199,10 @@ class Sparse(Method):
             ``regularised`` training (NNCF's), or by ``layer-adaptive`` allocation.
         schedule: ``one-shot``, or in training: ``gradual`` (cubic) or ``cyclical``.
         cycles: of ``cyclical``.
-        pattern: ``N:M``: at most N of M neighbouring weights stay.
-        train, distil: fine-tuning, during which schedules run.
+        pattern: ``N:M``: of M neighbouring input channels' weights at most N stay.  With ``train``
+            masks adapt while the model learns; with ``distil`` too, that is AST.
+        train, distil: fine-tuning, during which schedules run; in the last quarter of it masks
+            stay as they are.
     """
 
     method: Literal["sparse"]
@@ -210,12 +218,16 @@ class Sparse(Method):
     def _fits_together(self) -> Sparse:
         if self.pattern:
             kept, of = self.kept_of
-            if self.sparsity is not None or self.scope != "global":
-                raise ValueError("a pattern says how sparse, and where: no sparsity, no scope")
+            if self.sparsity is not None or self.scope != "global" or self.schedule != "one-shot":
+                raise ValueError(
+                    "a pattern says how sparse, where and when: no sparsity, scope or schedule"
+                )
             if kept >= of:
                 raise ValueError(f"pattern {self.pattern} removes nothing: N must be below M")
         if self.train is None and (self.schedule != "one-shot" or self.scope == "regularised"):
             raise ValueError("it happens while training: name train")
+        if self.scope == "regularised" and self.schedule != "one-shot":
+            raise ValueError("regularised training has a schedule of its own: name none")
         return self
 
     @property
