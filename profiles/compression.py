@@ -301,6 +301,8 @@ def _short_form(value: Any) -> Any:
     """A bare name is a method with defaults; a method without a name is called after itself."""
     if isinstance(value, str):
         return {"name": value, "method": value}
+    if isinstance(value, dict) and not {"name", "method"} & set(value):
+        raise ValueError("has no method")
     if isinstance(value, dict) and "method" not in value and "name" in value:
         return {**value, "method": value["name"]}
     if isinstance(value, dict) and "name" not in value and "method" in value:
