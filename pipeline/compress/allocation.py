@@ -117,7 +117,7 @@ def spend(curves: Sequence[Curve], whole: float, budget: Budget) -> Choice:
         StageError: if so little cannot remain, with the least share that can.
     """
     fixed = whole - sum(curve.costs[0] for curve in curves)
-    least = (fixed + least_cost(curves)) / whole
+    least = least_share(curves, whole)
     if least > budget.share * (1 + _SLACK):
         raise StageError(
             f"budget: {budget.cost}: {budget.share:g} cannot be met: the nearest that can is"
@@ -131,6 +131,12 @@ def spend(curves: Sequence[Curve], whole: float, budget: Budget) -> Choice:
 def least_cost(curves: Sequence[Curve]) -> float:
     """What the cheapest options cost together."""
     return float(sum(min(curve.costs) for curve in curves))
+
+
+def least_share(curves: Sequence[Curve], whole: float) -> float:
+    """What remains at least of a network that costs ``whole``, as a share of it."""
+    fixed = whole - sum(curve.costs[0] for curve in curves)
+    return (fixed + least_cost(curves)) / whole
 
 
 def _rounded_up(share: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch.func import functional_call
 
 from pipeline.compress.allocation import Choice, Curve, choose, least_cost
 from pipeline.compress.distortion import Build, Distortion, Model
+from pipeline.compress.masks import local, prunable
 from pipeline.compress.workbench import Workbench
 from profiles.errors import StageError
 
@@ -44,6 +46,8 @@ def sparsities(
     Neural Networks" (2023).
     """
     weights = prunable(module)
+    if not weights:
+        raise StageError("the model has no convolution and no linear layer: nothing to prune")
     total = sum(weight.numel() for weight in weights.values())
     meter = Distortion(module, bench.calibration)
     build = _masked(module, weights)
@@ -69,34 +73,13 @@ def sparsities(
     return dict(choice.levels), record
 
 
-def prunable(module: nn.Module) -> dict[str, torch.Tensor]:
-    """The weights of convolutions and linear layers, by the layers' paths.
+def _masked(module: nn.Module, weights: Mapping[str, torch.Tensor]) -> Build:
+    """Builds the network with its layers' smallest weights at zero."""
 
-    Raises:
-        StageError: if there are none.
-    """
-    kinds = (nn.Conv1d, nn.Conv2d, nn.Linear)
-    found = {path: m.weight.detach() for path, m in module.named_modules() if isinstance(m, kinds)}
-    if not found:
-        raise StageError("the model has no convolution and no linear layer: nothing to prune")
-    return found
-
-
-def without_smallest(weight: torch.Tensor, sparsity: float) -> torch.Tensor:
-    """A weight with that share of its values, the smallest by magnitude, set to zero."""
-    count = round(weight.numel() * sparsity)
-    changed = weight.detach().clone().flatten()
-    changed[changed.abs().argsort(stable=True)[:count]] = 0
-    return changed.view_as(weight)
-
-
-def _masked(module: nn.Module, weights: dict[str, torch.Tensor]) -> Build:
-    def build(levels: Any) -> Model:
-        replaced = {
-            f"{path}.weight": without_smallest(weights[path], level)
-            for path, level in levels.items()
-        }
-        return lambda x: functional_call(module, replaced, (x,))
+    def build(levels: Mapping[str, float]) -> Model:
+        kept = local({path: weights[path] for path in levels}, levels)
+        masked = {f"{path}.weight": weights[path].detach() * kept[path] for path in levels}
+        return lambda x: functional_call(module, masked, (x,))
 
     return build
 
