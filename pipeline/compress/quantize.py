@@ -1,7 +1,8 @@
 """INT8 post-training quantization with NNCF: one calibration, a quantizer per runtime.
 
-``quantize_pt2e`` is the one entry of NNCF whose result reaches all three formats.  Each runtime
-gets the quantizer that speaks its kernels' language; the calibration samples are the same.
+``quantize_pt2e`` is the one entry of NNCF whose result reaches all three formats.  ONNX Runtime
+and XNNPACK (LiteRT, ExecuTorch) get quantizers that speak their kernels' language; the calibration
+samples are the same.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipeline.compress import silence_telemetry
+from pipeline.compress.units import drop_idle_clamps
 from pipeline.data import Images
 from pipeline.model import trace_graph
 from pipeline.quiet import quiet
@@ -45,15 +47,9 @@ def quantizer_for(format_: ArtifactFormat, *, keep: Collection[str] = (), **choi
         from pipeline.compress.ort_quantizer import OrtQuantizer
 
         return OrtQuantizer(skip=keep, **choices)
-    if format_ == "tflite":
-        from litert_torch.quantize import pt2e_quantizer as litert
+    from pipeline.compress.xnnpack_quantizer import XnnpackQuantizer
 
-        config = litert.get_symmetric_quantization_config(is_per_channel=True)
-        return litert.PT2EQuantizer().set_global(config)
-    from executorch.backends.xnnpack.quantizer import xnnpack_quantizer as xnnpack
-
-    config = xnnpack.get_symmetric_quantization_config(is_per_channel=True)
-    return xnnpack.XNNPACKQuantizer().set_global(config)
+    return XnnpackQuantizer(keep=keep, **choices)
 
 
 def quantize(
@@ -98,6 +94,8 @@ def quantize(
                 # LiteRT's converter folds constants itself, and stumbles over folded ones.
                 fold_quantize=format_ != "tflite" if fold is None else fold,
             )
+            if format_ != "onnx":  # ONNX Runtime drops them itself
+                drop_idle_clamps(quantized)
             return trace_graph(quantized, inputs[0])
     except UsageError:
         raise
