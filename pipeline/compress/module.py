@@ -46,7 +46,7 @@ def module_of(program: ExportedProgram) -> GraphModule:
         if make is not None:
             _put(module, node, make, put)
     module.graph.eliminate_dead_code()
-    _forget_unused(module)
+    forget_unused(module)
     module.graph.lint()
     module.recompile()
     return module.eval()
@@ -138,12 +138,12 @@ def _set(module: nn.Module, path: str, layer: nn.Module) -> None:
     setattr(module.get_submodule(holder), name, layer)
 
 
-def _forget_unused(module: GraphModule) -> None:
-    """Drop what only the replaced operators read, for it would be counted and trained as well."""
+def forget_unused(module: GraphModule) -> None:
+    """Drop parameters that no node reads any more: they would be counted and trained as well."""
     calls = {str(n.target) for n in module.graph.nodes if n.op == "call_module"}
     read = {str(n.target) for n in module.graph.nodes if n.op == "get_attr"}
     for path, holder in module.named_modules():
-        if path in calls:
+        if any(path == call or path.startswith(f"{call}.") for call in calls):
             continue
         own = [*holder._parameters, *holder._buffers]
         for name in own:
