@@ -16,6 +16,7 @@ from pipeline.compress import silence_telemetry
 from pipeline.compress.units import drop_idle_clamps
 from pipeline.data import Images
 from pipeline.model import trace_graph
+from pipeline.profile.grouping import is_quantize
 from pipeline.quiet import quiet
 from pipeline.training import torch_threads
 from profiles.errors import StageError, UsageError
@@ -59,7 +60,6 @@ def quantize(
     *,
     keep: Collection[str] = (),
     choices: Mapping[str, Any] | None = None,
-    fold: bool | None = None,
 ) -> ExportedProgram:
     """Quantize weights and activations to INT8 for one format.
 
@@ -68,11 +68,27 @@ def quantize(
         format_: which runtime it is for.
         samples: calibration inputs, shape ``(n, channels, height, width)``.
         keep, choices: see :func:`quantizer_for`.
-        fold: hold weights as integers; as the format's exporter wants them if not given.
 
     Raises:
         UsageError: if ``keep`` names nothing.
         StageError: if NNCF refuses the model.
+    """
+    found = calibrated(program, format_, samples, keep=keep, choices=choices)
+    return lowered(found, format_, torch.from_numpy(samples[:1]))
+
+
+def calibrated(
+    program: ExportedProgram,
+    format_: ArtifactFormat,
+    samples: Images,
+    *,
+    keep: Collection[str] = (),
+    choices: Mapping[str, Any] | None = None,
+) -> ExportedProgram:
+    """The first half of :func:`quantize`: conversions with their scales, all values still floats.
+
+    Weights are in FP32 before their conversions, and every clamp is there: what conversions do can
+    be seen by leaving some of them out (:mod:`pipeline.compress.simulate`).
     """
     inputs = [torch.from_numpy(samples[i : i + 1]) for i in range(len(samples))]
     try:
@@ -91,11 +107,8 @@ def quantize(
                 # biases for it: ResNet-20 on CIFAR-10 kept less accuracy so in every format.
                 activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
                 fast_bias_correction=None,
-                # LiteRT's converter folds constants itself, and stumbles over folded ones.
-                fold_quantize=format_ != "tflite" if fold is None else fold,
+                fold_quantize=False,
             )
-            if format_ != "onnx":  # ONNX Runtime drops them itself
-                drop_idle_clamps(quantized)
             return trace_graph(quantized, inputs[0])
     except UsageError:
         raise
@@ -104,3 +117,25 @@ def quantize(
         raise StageError(
             f"NNCF cannot quantize the model for {format_}: {type(error).__name__}: {reason}"
         ) from error
+
+
+def lowered(
+    program: ExportedProgram, format_: ArtifactFormat, example: torch.Tensor
+) -> ExportedProgram:
+    """The second half of :func:`quantize`: as the format's exporter wants it.
+
+    Args:
+        program: of :func:`calibrated`.
+        format_: which runtime it is for.
+        example: one input.
+    """
+    with quiet():
+        from nncf.experimental.torch.fx.constant_folding import constant_fold
+
+        module: Any = program.module(check_guards=False)
+        # LiteRT's converter folds constants itself, and stumbles over folded ones.
+        if format_ != "tflite":
+            constant_fold(module, is_quantize)
+        if format_ != "onnx":  # ONNX Runtime drops them itself
+            drop_idle_clamps(module)
+        return trace_graph(module, example)

@@ -1,0 +1,136 @@
+"""Accuracy-controlled quantization: what is most sensitive goes back to FP32 until a drop holds.
+
+Blocks are ranked by what quantizing each of them *alone* does to the outputs: one forward pass per
+block of the one calibration that there is, where leaving out one block at a time would take as many
+passes to see differences that drown in the noise of all the others.  Sensitivity is per cost, so
+that accuracy is bought back where it is cheapest.  Ranks are guesses; what is quantized anew and
+judged on the validation examples decides.  A bisection over the ranked list needs few of these.
+
+*Source*: the greedy reverting by rank is that of accuracy control in NNCF; the bisection and the
+cost are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.compress.calibration import MOST_ASKED, Drop, Judge
+from pipeline.compress.simulate import Block, Simulation
+from pipeline.data import Images
+from pipeline.stage import Progress
+from profiles.errors import StageError
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+#: Calibrates with these modules in FP32; see :func:`pipeline.compress.quantize.calibrated`.
+Build = Callable[[Sequence[str]], "ExportedProgram"]
+
+
+def controlled(
+    program: ExportedProgram,
+    build: Build,
+    judge: Judge,
+    max_drop: float,
+    samples: Images,
+    *,
+    costs_ns: Mapping[str, float] | None = None,
+    progress: Progress = lambda text: None,
+) -> tuple[ExportedProgram, tuple[str, ...], dict[str, Any]]:
+    """Quantize as much as a drop of accuracy allows for.
+
+    Args:
+        program: in FP32.
+        build: calibrates it, with more modules left in FP32.
+        judge: tells what is lost against the uncompressed model.
+        max_drop: how much that may be, as a fraction.
+        samples: inputs to rank blocks with.
+        costs_ns: by the name of a block, what it takes longer in FP32 on the device, where that
+            is measured; multiplications stand in for it where it is not.
+        progress: told about each attempt.
+
+    Returns:
+        The calibrated program, what was left in FP32, and the record.
+
+    Raises:
+        StageError: if not even FP32 holds the drop, or nothing but FP32.
+    """
+    everything = build(())
+    first = judge.drop(everything)
+    if first.drop <= max_drop:
+        return everything, (), _record(max_drop, [], {0: first}, 0)
+    _demand_reachable(judge.drop(program), max_drop)
+    ranked = rank(Simulation(everything, samples[:MOST_ASKED]), costs_ns or {})
+    drops, programs = {0: first}, {0: everything}
+    fails, holds = 0, len(ranked)
+    while holds - fails > 1:
+        count = (fails + holds) // 2
+        programs[count] = build(_patterns(ranked, count))
+        drops[count] = judge.drop(programs[count])
+        progress(f"{count} of {len(ranked)} blocks in FP32: drop {drops[count].describe()}")
+        if drops[count].drop <= max_drop:
+            holds = count
+        else:
+            fails = count
+    if holds == len(ranked):
+        nearest = min(drops.values(), key=lambda drop: drop.drop)
+        raise StageError(
+            f"a drop of {100 * max_drop:g} points holds in FP32 only: with the least sensitive"
+            f" block in INT8 it is {nearest.describe()}",
+            f"allow for {nearest.drop:.4f}, calibrate with more samples, or name train (QAT)",
+        )
+    return programs[holds], _patterns(ranked, holds), _record(max_drop, ranked, drops, holds)
+
+
+def rank(simulation: Simulation, costs_ns: Mapping[str, float]) -> list[tuple[Block, float]]:
+    """Blocks and their sensitivity, by the most distortion for the least cost first.
+
+    Args:
+        simulation: of a network with everything quantized.
+        costs_ns: see :func:`controlled`.
+    """
+    exact = simulation.outputs(())
+    scale = float(np.mean(exact**2)) or 1.0
+    found = []
+    for block in simulation.blocks():
+        outputs = simulation.outputs(simulation.touching(block))
+        found.append((block, float(np.mean((outputs - exact) ** 2)) / scale))
+    measured = bool(found) and all(block.name in costs_ns for block, _ in found)
+
+    def worth(item: tuple[Block, float]) -> tuple[bool, float]:
+        block, distortion = item
+        cost = costs_ns[block.name] if measured else float(block.macs)
+        # What is no slower in FP32 costs nothing to put back.
+        return cost <= 0, distortion / (cost if cost > 0 else 1.0)
+
+    return sorted(found, key=worth, reverse=True)
+
+
+def _demand_reachable(drop: Drop, max_drop: float) -> None:
+    if drop.drop > max_drop:
+        raise StageError(
+            f"a drop of {100 * max_drop:g} points cannot hold: what is to be quantized has lost"
+            f" {drop.describe()} in FP32 already",
+            "max_drop is against the uncompressed model: allow for more, or train before",
+        )
+
+
+def _patterns(ranked: Sequence[tuple[Block, float]], count: int) -> tuple[str, ...]:
+    return tuple(pattern for block, _ in ranked[:count] for pattern in block.patterns)
+
+
+def _record(
+    max_drop: float,
+    ranked: Sequence[tuple[Block, float]],
+    drops: Mapping[int, Drop],
+    reverted: int,
+) -> dict[str, Any]:
+    return {
+        "max_drop": max_drop,
+        "reverted": [block.name for block, _ in ranked[:reverted]],
+        "sensitivity": {block.name: distortion for block, distortion in ranked},
+        "attempts": {str(count): drop.drop for count, drop in sorted(drops.items())},
+    }
