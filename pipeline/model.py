@@ -86,11 +86,31 @@ def _given(
     program: ExportedProgram, example: torch.Tensor
 ) -> tuple[ExportedProgram, ExportedProgram | None]:
     """A user's program for one example, and for any number of them where it takes them."""
-    from pipeline.compress.module import program_of
+    from pipeline.compress.module import module_of, program_of
 
-    module = program.module(check_guards=False)
+    module: Any = module_of(program)
+    module._forward_pre_hooks.clear()  # of what was exported for one example: it is seen below
     fixed = program if not program.range_constraints else program_of(module, example)
-    return fixed, _open(module, example)
+    opened = _open(module, example)
+    return fixed, opened if opened is not None and _computes_rows(opened, fixed, example) else None
+
+
+def _computes_rows(opened: ExportedProgram, fixed: ExportedProgram, example: torch.Tensor) -> bool:
+    """Whether two examples at once give what each gives alone.
+
+    A size of 1 that was written into the program may make one large example of two.
+    """
+    import torch
+
+    pair = torch.cat([example, example.flip(-1)])
+    with torch.no_grad():
+        alone = [fixed.module()(one[None]) for one in pair]
+        try:
+            both = opened.module(check_guards=False)(pair)
+        except RuntimeError:
+            return False
+    rows = torch.cat(alone)
+    return both.shape == rows.shape and torch.allclose(both, rows, rtol=1e-3, atol=1e-4)
 
 
 def _open(module: nn.Module, example: torch.Tensor) -> ExportedProgram | None:
