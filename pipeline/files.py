@@ -2,82 +2,186 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from devices.inventory import load_inventory
+from devices.inventory import Device, load_inventory
 from pipeline.campaign import Subject, input_file, measure
-from pipeline.data import Images
+from pipeline.compress.variants import Job, compress, original
+from pipeline.data import DataHandle, Dataset, Images, Labels, Split
 from pipeline.flow import open_workspace
 from pipeline.inspect import read_artifact
+from pipeline.model import model_stage
 from pipeline.stage import Progress, Workspace
+from profiles.canonical import file_sha256
+from profiles.compression import Method, Variant
+from profiles.config import Config, parse
 from profiles.errors import DataError, UsageError
 from profiles.findings import Measurement
 from profiles.measure import Measure
+from profiles.recipe import DataSource, Recipe
 from profiles.records import Artifact, ArtifactFormat, Plan
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+
+#: Settings that take labels.
+_JUDGED = ("train", "max_drop")
+#: Inputs of a file whose outputs are kept for reference.
+_FEW = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a recipe says beside the method, for one file.
+
+    Args:
+        format: which runtime's format a quantization, or a measured choice, is for.
+        samples: calibration inputs, at most.
+        device: id of the device that decides where measurements do; none otherwise.
+        inventory: the ``devices.yaml`` with it.
+        measure: how often it measures.
+    """
+
+    format: ArtifactFormat = "onnx"
+    samples: int = 128
+    device: str | None = None
+    inventory: Path = Path("devices.yaml")
+    measure: Measure = field(default_factory=Measure)
 
 
 def compress_file(
     program: Path,
     output: Path,
-    method: str,
-    format_: ArtifactFormat,
+    method: Mapping[str, Any],
     data: Path,
+    setting: Setting,
     *,
-    sparsity: float,
-    samples: int,
+    root: Path | None = None,
+    progress: Progress = lambda text: None,
 ) -> dict[str, Any]:
-    """Compress a ``.pt2`` into another.
+    """Compress a ``.pt2`` into another, as a recipe with this one variant would.
 
     Args:
         program, output: read and written.
-        method: ``int8`` or ``sparse``.
-        format_: which runtime's format an ``int8`` program is for.
-        data: ``.npz`` whose array ``x`` holds float32 inputs, shape ``(n, ...)``.
-        sparsity: of ``sparse``.
-        samples: calibration inputs of ``int8``, at most.
+        method: the variant, as it stands in a recipe: ``method`` and its settings.
+        data: ``.npz`` whose array ``x`` holds float32 inputs, shape ``(n, ...)``, and ``y`` their
+            labels, for methods that train or judge by accuracy.
+        setting: what a recipe says beside.
+        root: workspace for what can be gone on with; one that is thrown away if not given.
+        progress: told what goes on.
 
     Returns:
         What the compression recorded.
 
     Raises:
-        UsageError: for files that cannot be used.
+        UsageError: for files or settings that cannot be used.
         StageError: if the method does not work on this model.
+        DeviceError: if a device that decides cannot be reached or leaves.
     """
-    import torch
-
     from pipeline.export import io_of
-    from pipeline.programs import load_program, save_program
+    from pipeline.programs import load_program
 
+    variant = parse(OneMethod, {"method": dict(method)}, f"--method {method['method']}").method
+    devices: dict[str, Device] = {}
+    if setting.device is not None:
+        devices = {setting.device: load_inventory(setting.inventory).find(setting.device)}
     loaded = load_program(program)
-    x = _inputs(data)[:samples]
-    expected = io_of(loaded).inputs[0].shape[1:]
-    if x.shape[1:] != expected:
-        raise DataError(f"{data}: x holds inputs of shape {x.shape[1:]}, not {expected}")
+    arrays = FileData(data, setting.samples, loaded)
+    expected, found = io_of(loaded).inputs[0].shape[1:], arrays.x.shape[1:]
+    if found != expected:
+        raise DataError(f"{data}: x holds inputs of shape {found}, not {expected}")
+    demand_usable(variant, arrays, setting)
     _writable(output)
-    if method == "int8":
-        from pipeline.compress.quantize import quantize
+    with ExitStack() as stack:
+        folder = root or Path(stack.enter_context(TemporaryDirectory(prefix="edgeloop-")))
+        workspace = stack.enter_context(open_workspace(folder, progress))
+        recipe = _recipe(program, data, variant, setting)
+        model = model_stage(workspace, recipe, arrays)
+        job = Job(workspace, recipe, arrays, model, devices)
+        (made,) = compress(job, variant, original(job, setting.format))
+        aside = output.with_name(f".partial-{output.name}")
+        shutil.copyfile(made.program, aside)
+        aside.replace(output)
+        return dict(made.details)
 
-        compressed = quantize(loaded, format_, x)
-        details: dict[str, Any] = {"method": method, "calibration_samples": len(x)}
-    else:
-        from pipeline.compress.masks import prunable
-        from pipeline.compress.module import module_of, program_of
-        from pipeline.compress.nncf_pruning import prune
-        from pipeline.compress.sparse import found
 
-        example = torch.from_numpy(x[:1])
-        pruned = module_of(loaded)
-        prune(pruned, sparsity, example)
-        details = {"sparsity_asked": sparsity, **found(prunable(pruned), {})}
-        compressed = program_of(pruned, example)
-    aside = output.with_name(f".partial-{output.name}")
-    save_program(compressed, aside)
-    aside.replace(output)
-    return details
+class OneMethod(Config):
+    """A variant on the command line."""
+
+    method: Variant
+
+
+class FileData(DataHandle):
+    """The arrays of one file, as the data set of a recipe.
+
+    Args:
+        path: the ``.npz``.
+        samples: how many of its inputs calibrate, at most.
+        program: whose own answers are the labels, where there are none: then what it loses is how
+            often it changes its mind.
+    """
+
+    def __init__(self, path: Path, samples: int, program: ExportedProgram) -> None:
+        super().__init__(DataSource(factory="file:npz", calibration=samples))
+        self._path, self._program = path, program
+        self.x, self.y = _inputs(path), _labels(path)
+
+    @cached_property
+    def key(self) -> str:
+        """The file's bytes."""
+        return file_sha256(self._path)
+
+    @cached_property
+    def arrays(self) -> Dataset:
+        """All of it to train with; a few to see what the model gives."""
+        from pipeline.compress.simulate import outputs_of
+
+        y = outputs_of(self._program, self.x).argmax(1) if self.y is None else self.y
+        if len(y) != len(self.x):
+            raise DataError(f"{self._path} has {len(self.x)} inputs and {len(y)} labels")
+        few = Split(self.x[:_FEW], y[:_FEW])
+        return Dataset(Split(self.x, y), few, min(self.calibration_size, len(self.x)))
+
+
+def demand_usable(variant: Method, data: FileData, setting: Setting) -> None:
+    """See that there are the labels and the device that a method needs.
+
+    Raises:
+        UsageError: if not.
+    """
+    judged = [name for name in _JUDGED if getattr(variant, name, None) is not None]
+    if judged and data.y is None:
+        raise UsageError(f"{judged[0]} needs labels: the data have no array y")
+    budget = getattr(variant, "budget", None)
+    measured = getattr(variant, "precision", "") == "measured" or (budget and budget.is_measured)
+    if measured and setting.device is None:
+        raise UsageError("a device decides here: name one with --device")
+
+
+def _recipe(program: Path, data: Path, variant: Method, setting: Setting) -> Recipe:
+    """The recipe that says the same."""
+    plain = {
+        "name": re.sub(r"[^\w.-]", "-", program.stem).lstrip("-._") or "model",
+        "model": {"program": str(program.absolute())},
+        "data": {"factory": "file:npz", "calibration": setting.samples},
+        "variants": [variant.model_dump(by_alias=True, exclude_none=True)],
+        "formats": [setting.format],
+        "devices": [setting.device or "none"],
+        "inventory": str(setting.inventory.absolute()),
+        "measure": setting.measure,
+    }
+    return parse(Recipe, plain, str(program), program.absolute().parent)
 
 
 def export_file(program: Path, output: Path, format_: ArtifactFormat) -> dict[str, Any]:
@@ -161,6 +265,14 @@ def _inputs(data: Path) -> Images:
     if len(x) == 0 or not np.isfinite(x).all():
         raise DataError(f"{data}: x is empty or not finite")
     return x
+
+
+def _labels(data: Path) -> Labels | None:
+    try:
+        with data.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+            return arrays["y"].astype(np.int64) if "y" in arrays else None
+    except Exception as error:
+        raise DataError(f"{data}: y is no plain array of classes: {error}") from error
 
 
 def _writable(output: Path) -> None:

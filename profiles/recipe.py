@@ -235,24 +235,29 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
         ConfigError: lists all its mistakes.
     """
     data = read_yaml(path)
-    for override in overrides:
-        _override(data, override)
+    for text in overrides:
+        override(data, text)
     folder = path.absolute().parent
     return parse(Recipe, data, str(path), folder).model_copy(update={"folder": folder})
 
 
-def _override(data: Any, override: str) -> None:
+def override(data: Any, text: str) -> None:
+    """Change plain settings in place by a ``key.of.setting=value`` text.
+
+    Raises:
+        UsageError: if it is none, or leads through what is no mapping.
+    """
     import yaml
 
-    key, found, value = override.partition("=")
+    key, found, value = text.partition("=")
     *parents, last = key.split(".")
     if not found or not all([*parents, last]):
-        raise UsageError(f"--set {override}: is not of the form key.of.setting=value")
+        raise UsageError(f"--set {text}: is not of the form key.of.setting=value")
     for parent in parents:
         data = data.setdefault(parent, {}) if isinstance(data, dict) else None
     if not isinstance(data, dict):
-        raise UsageError(f"--set {override}: {'.'.join(parents)} is not a mapping")
+        raise UsageError(f"--set {text}: {'.'.join(parents)} is not a mapping")
     try:
         data[last] = yaml.safe_load(value)
     except yaml.YAMLError:
-        raise UsageError(f"--set {override}: the value is not YAML") from None
+        raise UsageError(f"--set {text}: the value is not YAML") from None

@@ -480,7 +480,7 @@ def test_pruning_alone_on_files(lab: Lab, files: Path, tmp_path: Path):
         "compress",
         files / "model.pt2",
         "--method=sparse",
-        "--sparsity=0.4",
+        "--set=sparsity=0.4",
         f"--data={files / 'inputs.npz'}",
         f"--output={output}",
     )
@@ -515,7 +515,7 @@ DATA = ("--data", "inputs.npz", "-o", "c.pt2")
             "wide.npz",
         ),
         (
-            ["compress", "model.pt2", "-m", "sparse", "--sparsity", "1.5", *DATA],
+            ["compress", "model.pt2", "-m", "sparse", "--set", "sparsity=1.5", *DATA],
             "sparsity",
         ),
         (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -29,7 +29,12 @@ class Method(StrEnum):
     """Compression methods on the command line."""
 
     int8 = "int8"
+    weight_only = "weight-only"
     sparse = "sparse"
+    structured = "structured"
+    low_rank = "low-rank"
+    remove_layers = "remove-layers"
+    finetune = "finetune"
 
 
 class Tolerance(StrEnum):
@@ -61,26 +66,51 @@ def compress(
     method: Annotated[Method, typer.Option("--method", "-m", help="How to compress.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The .pt2 file to write.")],
     data: Annotated[
-        Path, typer.Option("--data", help="An .npz whose array x holds inputs for the model.")
+        Path,
+        typer.Option(
+            "--data", help="An .npz: x holds inputs for the model, y labels if it is to learn."
+        ),
     ],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting, as in a recipe's variant."),
+    ] = None,
     format_: Annotated[
-        Format, typer.Option("--format", "-f", help="The runtime's format it is for (int8).")
+        Format, typer.Option("--format", "-f", help="The runtime's format it is for.")
     ] = Format.onnx,
-    sparsity: Annotated[
-        float, typer.Option(min=0.01, max=0.99, help="Share of weights set to zero (sparse).")
-    ] = 0.5,
-    samples: Annotated[int, typer.Option(min=1, help="Calibration inputs to use (int8).")] = 128,
+    samples: Annotated[int, typer.Option(min=1, help="Calibration inputs to use.")] = 128,
+    device: Annotated[
+        str | None,
+        typer.Option("--device", "-d", help="Id of the device, if one decides."),
+    ] = None,
+    inventory: Inventory = Path("devices.yaml"),
+    workspace: Annotated[
+        Path | None, typer.Option("--workspace", "-w", help="Folder to go on in if interrupted.")
+    ] = None,
+    tolerate: Tolerate = None,
 ) -> None:
-    """Compress an exported program into another one.
+    """Compress an exported program into another one, as a variant of a recipe would be.
 
     Example: device-lab compress model.pt2 -m int8 -f tflite --data calibration.npz -o int8.pt2
     """
+    from profiles.recipe import override
+
+    asked: dict[str, Any] = {}
+    for text in settings or ():
+        override(asked, text)
     with progress() as show:
         show(f"{method.value} ...")
-        from pipeline.files import compress_file
+        from pipeline.files import Setting, compress_file
+        from profiles.measure import Measure
 
         details = compress_file(
-            program, output, method.value, format_.value, data, sparsity=sparsity, samples=samples
+            program,
+            output,
+            {**asked, "method": method.value},
+            data,
+            Setting(format_.value, samples, device, inventory, Measure(tolerate=codes(tolerate))),
+            root=workspace,
+            progress=show,
         )
     print_json({"program": str(output), **details})
 
