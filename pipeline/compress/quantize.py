@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 #: arguments of :func:`quantizer_for`.  A device's measurements decide (``precision: measured``).
 ALTERNATIVES: Mapping[ArtifactFormat, Mapping[str, Mapping[str, Any]]] = {
     "executorch": {},
-    "onnx": {},
+    "onnx": {
+        "hardswish float": {"swish": "float"},
+        "integer from the start": {"start": "integer"},
+    },
     "tflite": {},
 }
 

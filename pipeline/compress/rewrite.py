@@ -68,6 +68,41 @@ def decompose_hard_activations(
     return results
 
 
+def pool_by_window(module: GraphModule) -> GraphModule:
+    """Write global average pooling as pooling by a window of the whole size.
+
+    Args:
+        module: an exported graph; changed in place.  Means over open sizes stay.
+
+    Returns:
+        The same module, computing the same function.
+    """
+    for node in list(module.graph.nodes):
+        _pool_by_window(node)
+    module.recompile()
+    return module
+
+
+def _pool_by_window(node: Node) -> None:
+    arguments: list[Any] = [*node.args, None, None, None]
+    source, over, keeps_rank, *_ = arguments
+    if node.target == _aten.adaptive_avg_pool2d.default:
+        is_global, keeps_rank = set(over) == {1}, True
+    elif node.target == _aten.mean.dim and source.meta["val"].dim() == 4:
+        is_global = {axis % 4 for axis in over or ()} == {2, 3} and not node.kwargs
+    else:
+        return
+    window = source.meta["val"].shape[-2:]
+    if not is_global or not all(isinstance(size, int) for size in window):
+        return
+    with node.graph.inserting_before(node):
+        result = _call(node, _aten.avg_pool2d.default, source, list(window))
+        if not keeps_rank:
+            result.meta["val"] = node.meta["val"][..., None, None]
+            result = _call(node, _aten.flatten.using_ints, result, 1)
+    _replace(node, result)
+
+
 def _write_out_swish(module: GraphModule, node: Node) -> Node:
     layer: Any = node.args[0]
     _scale(module, layer, 1 / _ROOT, 0.0)

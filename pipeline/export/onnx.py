@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 import torch
 
+from pipeline.export.onnx_biases import quantize_biases
 from pipeline.model import INPUT_NAME
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def write(program: ExportedProgram, path: Path) -> dict[str, Any]:
         raise RuntimeError("the exporter returned nothing")
     model = exported.model_proto
     _strip_traces(model)
+    quantize_biases(model)
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString(deterministic=True))
     return {"opset": next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))}

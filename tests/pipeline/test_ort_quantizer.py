@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ import torch
 from torch import nn
 
 from pipeline.compress import silence_telemetry
-from pipeline.compress.ort_quantizer import ACTIVATION, WEIGHT, OrtQuantizer
+from pipeline.compress.ort_quantizer import ACTIVATION, THIN, WEIGHT, OrtQuantizer
+from pipeline.export.onnx import write
 from profiles.errors import ModelError, UsageError
 
 pytestmark = pytest.mark.filterwarnings(
@@ -24,6 +26,8 @@ pytestmark = pytest.mark.filterwarnings(
     r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning",
 )
 
+#: So small networks are thin all over.
+INTEGER_FROM_THE_START = functools.partial(OrtQuantizer, start="integer")
 F = nn.functional
 IMAGE = (1, 3, 32, 32)
 SAMPLES = 16
@@ -150,8 +154,8 @@ def export(model: nn.Module, sample: Sample, *, functional: bool = False) -> tor
     return (program.run_decompositions({}) if functional else program).module()
 
 
-def annotated(model: nn.Module, sample: Sample) -> torch.fx.GraphModule:
-    quantizer = OrtQuantizer()
+def annotated(model: nn.Module, sample: Sample, **choices: str) -> torch.fx.GraphModule:
+    quantizer = OrtQuantizer(**choices)
     return quantizer.annotate(quantizer.transform_for_annotation(export(model, sample)))
 
 
@@ -180,8 +184,7 @@ def quantize(tmp_path: Path) -> Callable[..., Quantized]:
     nncf.set_log_level(logging.ERROR)
 
     def to_onnx(graph: torch.fx.GraphModule, sample: Sample, path: Path) -> Path:
-        program = torch.export.export(graph, sample, strict=False)
-        torch.onnx.export(program, (), path, dynamo=True, external_data=False, verbose=False)
+        write(torch.export.export(graph, sample, strict=False), path)
         return path
 
     def work(
@@ -195,7 +198,7 @@ def quantize(tmp_path: Path) -> Callable[..., Quantized]:
         before = outputs(to_onnx(graph, samples[0], tmp_path / "before.onnx"), samples)
         graph = quantize_pt2e(
             graph,
-            quantizer or OrtQuantizer(),
+            quantizer or INTEGER_FROM_THE_START(),
             nncf.Dataset(samples, lambda sample: sample if len(sample) > 1 else sample[0]),
             subset_size=len(samples),
             fast_bias_correction=None,
@@ -235,10 +238,9 @@ def test_every_operator_fuses_and_the_integers_are_never_left(quantize, build, s
             "Reshape": int(build is not mlp),
             "MaxPool": int(build is resnet),
             "QuantizeLinear": 1,
-            "DequantizeLinear": 1,
         }
     )
-    assert result.operators == +expected
+    assert result.operators == +expected  # logits come out of the last layer in FP32
     assert result.cosine() > 0.98
 
 
@@ -292,7 +294,7 @@ def test_pooling_by_maximum_passes_the_integers_on(quantize):
     layers = [conv(3, 8), nn.MaxPool2d(2), conv(8, 8), nn.MaxPool2d(2), nn.Flatten()]
     result = quantize(nn.Sequential(*layers, nn.Linear(512, 4)), images())
     assert result.operators["MaxPool"] == 2
-    assert result.operators["QuantizeLinear"] == result.operators["DequantizeLinear"] == 1
+    assert result.operators["QuantizeLinear"] == 1
 
 
 def test_a_layer_over_tokens_fuses_though_its_clamp_does_not(quantize):
@@ -304,18 +306,70 @@ def test_a_layer_over_tokens_fuses_though_its_clamp_does_not(quantize):
     assert result.cosine() > 0.98
 
 
-def test_hardswish_and_gates_stay_float_between_integer_convolutions(quantize):
-    torch.manual_seed(0)
-
+def gated() -> nn.Module:
     def connect(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
         y = F.hardswish(self.a(x))
         return self.b(y * F.hardsigmoid(self.gate(F.adaptive_avg_pool2d(y, 1))))
 
-    model = Net(connect, a=conv(3, 8), gate=conv(8, 8, 1), b=conv(8, 8, groups=8))
-    result = quantize(model, images())
+    return Net(connect, a=conv(3, 8), gate=conv(8, 8, 1), b=conv(8, 8, groups=8))
+
+
+def test_hardswish_and_gates_become_integers(quantize):
+    torch.manual_seed(0)
+    result = quantize(gated(), images())
+    expected = {"QLinearConv": 3, "QLinearAdd": 1, "QLinearMul": 2, "QLinearAveragePool": 1}
+    assert {name: count for name, count in result.operators.items() if "QL" in name} == expected
+    assert result.operators["QuantizeLinear"] == result.operators["DequantizeLinear"] == 1
+    assert not {"HardSigmoid", "HardSwish", "Clip", "Add", "Mul"} & result.operators.keys()
+    assert result.cosine() > 0.98
+
+
+def test_hardswish_and_gates_can_stay_float_between_integer_convolutions(quantize):
+    torch.manual_seed(0)
+    result = quantize(gated(), images(), INTEGER_FROM_THE_START(swish="float"))
     assert result.operators["QLinearConv"] == 3
     assert result.operators["HardSigmoid"] == 2  # hardswish is x * hardsigmoid(x)
     assert result.operators["QLinearMul"] == 0
+    assert result.cosine() > 0.98
+
+
+def test_hardswish_of_a_float_convolution_is_not_taken_apart(quantize):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Sequential(conv(3, 8), nn.Hardswish()), conv(8, 8))
+    for quantizer in (OrtQuantizer(), INTEGER_FROM_THE_START(skip=["model.0"])):
+        result = quantize(model, images(), quantizer)
+        assert result.operators["QLinearConv"] == 1
+        assert result.operators["QLinearAdd"] + result.operators["Add"] == 0
+
+
+def test_an_attention_layer_is_integer_where_that_pays(quantize):
+    torch.manual_seed(0)
+    norms = {"norm": nn.LayerNorm(16), "last": nn.LayerNorm(16)}
+
+    def connect(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(self.norm(x)).reshape(1, 5, 3, 2, 8).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(1, 5, 16)
+        x = x + self.out(mixed)
+        return x + self.down(F.gelu(self.up(self.last(x))))
+
+    layers = {"qkv": (16, 48), "out": (16, 16), "up": (16, 32), "down": (32, 16)}
+    model = Net(connect, **norms, **{name: nn.Linear(*sizes) for name, sizes in layers.items()})
+    result = quantize(model, images((1, 5, 16)))
+    assert result.operators["QGemm"] == 4
+    assert result.operators["QuantizeLinear"] == 4
+    # What linear layers give is FP32 already.
+    assert result.operators["DequantizeLinear"] == 0
+    assert result.cosine() > 0.98
+
+
+@pytest.mark.parametrize("shape", [(1, 8), (1, 5, 8)], ids=["rows", "tokens"])
+def test_a_linear_layer_without_bias_gives_float_too(quantize, shape):
+    torch.manual_seed(0)
+    layers = [nn.Linear(8, 16, bias=False), nn.GELU(), nn.Linear(16, 8, bias=False)]
+    result = quantize(nn.Sequential(*layers), images(shape))
+    assert result.operators["QuantizeLinear"] == 2
+    assert result.operators["DequantizeLinear"] == 0
+    assert result.operators["QGemm"] + result.operators["MatMulIntegerToFloat"] == 2
     assert result.cosine() > 0.98
 
 
@@ -330,7 +384,7 @@ def test_integer_inputs_are_not_touched(quantize):
     ids = [torch.randint(0, 40, (1, 4)) for _ in range(SAMPLES)]
     result = quantize(model, [(i, *x) for i, x in zip(ids, images((1, 8)), strict=True)])
     assert result.operators["QGemm"] == 2
-    assert result.operators["Add"] == 1  # the integers'
+    assert result.operators["Add"] == 2  # the integers', and one of two floats
     assert result.cosine() > 0.98
 
 
@@ -344,7 +398,7 @@ def test_skipped_modules_stay_float(quantize):
     torch.manual_seed(0)
     block = nn.Sequential(conv(8, 8), nn.ReLU(), conv(8, 8))
     model = nn.Sequential(conv(3, 8), block, conv(8, 8))
-    result = quantize(model, images(), OrtQuantizer(skip=["model.1"]))
+    result = quantize(model, images(), INTEGER_FROM_THE_START(skip=["model.1"]))
     assert result.operators["QLinearConv"] == 2
     assert result.operators["Conv"] + result.operators["FusedConv"] == 2
 
@@ -357,7 +411,8 @@ def test_skipping_what_is_not_there_names_every_mistake():
 
 
 def test_units_read_and_give_unsigned_activations_and_signed_weights():
-    graph = annotated(nn.Sequential(conv(3, 6, groups=3), nn.ReLU6()), images()[0])
+    model = nn.Sequential(conv(3, 6, groups=3), nn.ReLU6())
+    graph = annotated(model, images()[0], start="integer")
     clamp, convolution = specs(graph)["hardtanh"], specs(graph)["conv2d"]
     assert list(convolution.input_qspec_map.values()) == [ACTIVATION, WEIGHT]
     assert convolution.output_qspec is None  # the clamp's output is the unit's
@@ -372,7 +427,7 @@ def test_units_read_and_give_unsigned_activations_and_signed_weights():
     [
         pytest.param(lambda s, x: torch.tanh(x) + torch.tanh(s.a(x)), id="float on both sides"),
         pytest.param(lambda s, x: torch.tanh(torch.tanh(x) + s.a(x)), id="float before and after"),
-        pytest.param(lambda s, x: s.a(x) + 1.0, id="a number"),
+        pytest.param(lambda s, x: s.a(x) + 1.0, id="a number in the code"),
         pytest.param(lambda s, x: torch.add(s.a(x), s.b(x), alpha=2), id="scaled"),
         pytest.param(lambda s, x: s.a(x) + s.bias, id="a constant"),
         pytest.param(lambda s, x: s.a(x) + s.a(x).shape[0] * s.a(x).long(), id="integers"),
@@ -381,7 +436,7 @@ def test_units_read_and_give_unsigned_activations_and_signed_weights():
 def test_an_addition_is_not_quantized_for(connect):
     model = Net(connect, a=conv(3, 3), b=conv(3, 3))
     model.register_buffer("bias", torch.ones(3, 1, 1))
-    names = specs(annotated(model, images()[0]))
+    names = specs(annotated(model, images()[0], start="integer"))
     assert "conv2d" in names
     assert not {name for name in names if name.startswith("add")}
 
@@ -393,7 +448,9 @@ def test_the_residual_stream_of_a_transformer_stays_float():
         return self.norm(x)
 
     model = Net(connect, a=nn.Linear(8, 8), b=nn.Linear(8, 8), norm=nn.LayerNorm(8))
-    assert specs(annotated(model, images((1, 5, 8))[0])).keys() == {"linear", "linear_1"}
+    found = specs(annotated(model, images((1, 5, 8))[0]))
+    assert found.keys() == {"linear", "linear_1"}
+    assert not [unit for unit in found.values() if unit.output_qspec]
 
 
 @pytest.mark.parametrize(
@@ -409,22 +466,36 @@ def test_a_convolution_without_an_integer_kernel_is_left_alone(connect):
     model = Net(connect)
     model.register_buffer("w", torch.randn(3, 3, 3, 3))
     model.register_buffer("w64", torch.randn(3, 3, 3, 3).double())
-    assert not specs(annotated(model, (torch.randn(IMAGE), torch.randn(3, 3, 3, 3))))
+    sample = (torch.randn(IMAGE), torch.randn(3, 3, 3, 3))
+    assert not specs(annotated(model, sample, start="integer"))
 
 
-def test_global_pooling_computes_the_same_by_a_window():
-    x = torch.randn(2, 3, 6, 4)
-    model = Net(lambda _, x: F.adaptive_avg_pool2d(x, 1)[..., 0, 0] * x.mean((-1, 2)))
-    graph = export(model, (x,))
-    expected = graph(x)
-    rewritten = OrtQuantizer().transform_for_annotation(graph)
-    targets = [str(node.target) for node in rewritten.graph.nodes]
-    assert targets.count("aten.avg_pool2d.default") == 2
-    assert torch.allclose(rewritten(x), expected, atol=1e-6)
+def first(*layers: nn.Module) -> list[str]:
+    """Names of the convolutions that become integers; those of the others have none."""
+    graph = annotated(nn.Sequential(*layers), images()[0])
+    return [name for name in specs(graph) if name.startswith("conv")]
 
 
-def test_other_means_are_left_alone():
-    x = torch.randn(2, 3, 6, 4)
-    model = Net(lambda _, x: x.mean((1, 2)) + x.mean(1).mean(1) + F.adaptive_avg_pool2d(x, 2).sum())
-    graph = OrtQuantizer().transform_for_annotation(export(model, (x,)))
-    assert "aten.avg_pool2d.default" not in [str(node.target) for node in graph.graph.nodes]
+def test_a_thin_first_convolution_stays_float():
+    widest = (THIN - 1) // 27
+    assert first(conv(3, widest), nn.ReLU(), conv(widest, 8)) == ["conv2d_1"]
+    assert first(conv(3, widest + 1), nn.ReLU(), conv(widest + 1, 8)) == ["conv2d", "conv2d_1"]
+
+
+def test_a_depthwise_convolution_behind_it_stays_float_and_no_other():
+    stem = [conv(3, 8), nn.Hardswish(inplace=True)]
+    assert first(*stem, conv(8, 8, groups=8), nn.ReLU(), conv(8, 8)) == ["conv2d_2"]
+    assert first(*stem, conv(8, 8, groups=4)) == ["conv2d_1"]
+    assert first(conv(3, 3, groups=3), conv(3, 64), conv(64, 64, groups=64)) == [
+        "conv2d_1",
+        "conv2d_2",
+    ]
+
+
+def test_what_is_added_to_it_ends_the_float_start():
+    def connect(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return self.c(self.a(x) + self.b(x))
+
+    model = Net(connect, a=conv(3, 8), b=conv(3, 8, 7), c=conv(8, 8, groups=8))
+    found = specs(annotated(model, images()[0]))
+    assert {name for name in found if name.startswith("conv")} == {"conv2d_1", "conv2d_2"}

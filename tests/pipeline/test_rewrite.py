@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torchao.quantization.pt2e.utils import _fuse_conv_bn_
 
-from pipeline.compress.rewrite import decompose_hard_activations
+from pipeline.compress.rewrite import decompose_hard_activations, pool_by_window
 from pipeline.model import trace
 from tests.pipeline.networks import MobileLike, image, settled
 
@@ -129,3 +129,19 @@ def test_new_nodes_know_their_values_and_their_module(x):
             assert node.meta["val"].shape[0] == 1
     (half,) = [node for node in graph.graph.nodes if str(node.target).endswith("half")]
     assert half.meta["val"].shape == ()
+
+
+def test_global_pooling_becomes_pooling_by_a_window():
+    x = torch.randn(2, 3, 6, 4)
+    net = Net(lambda _, x: F.adaptive_avg_pool2d(x, 1)[..., 0, 0] * x.mean((-1, 2)))
+    graph = torch.export.export(net, (x,), strict=False).module()
+    expected = graph(x)
+    assert targets(pool_by_window(graph)).count("avg_pool2d") == 2
+    torch.testing.assert_close(graph(x), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_other_means_are_left_alone():
+    x = torch.randn(2, 3, 6, 4)
+    net = Net(lambda _, x: x.mean((1, 2)) + x.mean(1).mean(1) + F.adaptive_avg_pool2d(x, 2).sum())
+    graph = torch.export.export(net, (x,), strict=False).module()
+    assert "avg_pool2d" not in targets(pool_by_window(graph))
