@@ -58,17 +58,14 @@ class Distortion:
 
     def __init__(self, module: nn.Module, samples: Images) -> None:
         self._samples = samples[:SAMPLES]
-        self._wanted = self._logits(module.eval())
-        demand_finite(module, self._samples, self._wanted)
+        self._wanted = finite_logits(module.eval(), self._samples)
 
     def of(self, model: Model) -> float:
         """Mean squared difference of all logits; 1e300 if there is any that is not finite."""
-        change = float(np.mean((self._logits(model).astype(np.float64) - self._wanted) ** 2))
+        change = float(
+            np.mean((_logits(model, self._samples).astype(np.float64) - self._wanted) ** 2)
+        )
         return change if np.isfinite(change) else _HOPELESS
-
-    def _logits(self, model: Model) -> Images:
-        with torch_threads(1):  # sums depend on their number, and choices on sums
-            return logits_of(model, self._samples, _BATCH)
 
     def curves(
         self, levels: Levels, build: Build, progress: Progress
@@ -110,15 +107,15 @@ class Distortion:
             pairs.append((predicted, self.of(build(levels))))
         return _compared(np.array(pairs))
 
-    def few_samples(self) -> dict[str, Any]:
-        """The record's warning if there were too few samples, or nothing."""
-        count = len(self._samples)
-        if count >= ENOUGH:
-            return {}
-        return {
-            "samples_warning": f"distortions were measured on {count} calibration samples:"
-            f" {ENOUGH} were enough in practice"
-        }
+
+def few_samples(count: int) -> dict[str, Any]:
+    """A record's warning if there were too few calibration samples, or nothing."""
+    if count >= ENOUGH:
+        return {}
+    return {
+        "samples_warning": f"only {count} calibration samples to decide by:"
+        f" {ENOUGH} were enough in practice"
+    }
 
 
 def _neighbour(
@@ -156,20 +153,22 @@ def _compared(pairs: NDArray[np.float64]) -> dict[str, Any]:
     return record
 
 
-def demand_finite(module: nn.Module, samples: Images, outputs: Images) -> None:
-    """See that a network's outputs are finite.
+def finite_logits(module: nn.Module, samples: Images) -> Images:
+    """A network's outputs, shape ``(n, classes)``.
 
     Args:
-        module: that gave them.
-        samples: what it was given.
-        outputs: what it gave.
+        module: the network, in evaluation mode.
+        samples: inputs, shape ``(n, channels, height, width)``.
 
     Raises:
-        StageError: if not, with the first layer that gives what is not finite.
+        StageError: if one is not a finite number, with the first layer that gives none.
+        DataError: if the module cannot take such inputs.
     """
-    if np.isfinite(outputs).all():
-        return
-    bad = int(np.flatnonzero(~np.isfinite(outputs).reshape(len(outputs), -1).all(1))[0])
+    outputs = _logits(module, samples)
+    finite = np.isfinite(outputs).reshape(len(outputs), -1).all(1)
+    if finite.all():
+        return outputs
+    bad = int(np.argmin(finite))
     where = "the model"
     if isinstance(module, GraphModule):
         finder = _Finder(module)
@@ -180,6 +179,11 @@ def demand_finite(module: nn.Module, samples: Images, outputs: Images) -> None:
         f"{where} gives values that are not finite for calibration sample {bad}",
         "look at its weights, and at what it divides by",
     )
+
+
+def _logits(model: Model, samples: Images) -> Images:
+    with torch_threads(1):  # sums depend on their number, and choices on sums
+        return logits_of(model, samples, _BATCH)
 
 
 class _Finder(Interpreter):

@@ -13,7 +13,7 @@ from torch import nn
 from torch.func import functional_call
 
 from pipeline.compress.allocation import Choice, Curve, choose, least_cost
-from pipeline.compress.distortion import Build, Distortion, Model
+from pipeline.compress.distortion import Build, Distortion, Model, few_samples
 from pipeline.compress.masks import local, prunable
 from pipeline.compress.workbench import Workbench
 from profiles.errors import StageError
@@ -68,7 +68,7 @@ def sparsities(
         },
         "sparsity_allocated": 1 - choice.cost / total,
         "additivity": meter.additivity(curves, choice, build),
-        **meter.few_samples(),
+        **few_samples(len(bench.calibration)),
     }
     return dict(choice.levels), record
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from pipeline.compress import allocation
 from pipeline.compress.allocation import Choice, Curve, choose, spend
-from pipeline.compress.distortion import Distortion, demand_finite
+from pipeline.compress.distortion import Distortion, finite_logits
 from pipeline.compress.layer_adaptive import sparsities
 from pipeline.compress.module import module_of, open_program_of
 from pipeline.compress.workbench import Workbench
@@ -247,13 +247,11 @@ def test_values_that_are_not_finite_name_their_layer() -> None:
         Distortion(broken, images())
 
 
-def test_only_the_sample_that_fails_is_named(net: torch.fx.GraphModule) -> None:
+def test_the_sample_that_fails_is_named(net: torch.fx.GraphModule) -> None:
     samples = images(6)
     samples[4, 0, 0, 0] = np.inf
-    outputs = np.zeros((6, 5), np.float32)
-    outputs[4, 1] = np.nan
     with pytest.raises(StageError, match="calibration sample 4"):
-        demand_finite(net, samples, outputs)
+        finite_logits(net, samples)
 
 
 def test_a_network_that_is_destroyed_is_the_worst_choice_not_an_error(net) -> None:
@@ -279,7 +277,7 @@ def test_too_much_sparsity_and_too_few_samples_are_told(net, tmp_path) -> None:
     with pytest.raises(StageError, match=r"sparsity: 0.999 cannot be met: .* is 0.99"):
         sparsities(net, 0.999, bench(tmp_path))
     _, record = sparsities(net, 0.5, bench(tmp_path, 5))
-    assert "on 5 calibration samples: 32 were enough" in record["samples_warning"]
+    assert "only 5 calibration samples to decide by: 32 were enough" in record["samples_warning"]
 
 
 def test_a_network_without_weights_is_refused(tmp_path) -> None:
