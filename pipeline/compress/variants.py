@@ -135,7 +135,7 @@ def on_floats(job: Job, settings: Method, base: Compressed, implementation: str)
             f"{settings.name}: the model takes a fixed batch only, so it cannot be changed",
             "let it take any batch size: no sizes of its input as constants in forward",
         )
-    budget: Budget | None = getattr(settings, "budget", None)
+    budget = _asks_a_device(settings)
     stage = Stage(
         settings.method,  # type: ignore[attr-defined]
         {
@@ -190,11 +190,12 @@ def workbench(job: Job, stage: Stage, budget: Budget | None = None) -> Any:
         job.workspace.checkpoint(stage),
         job.workspace.progress,
     )
-    if budget is not None and budget.is_measured:
+    if budget is not None:
         from pipeline.profile.gauge import gauge_for
 
         device, format_ = place_of(job, budget)
-        bench = bench.with_gauge(gauge_for(job, device, format_, budget.cost))
+        cost = budget.cost if budget.is_measured else "latency"
+        bench = bench.with_gauge(gauge_for(job, device, format_, cost))
     return bench
 
 
@@ -204,8 +205,15 @@ def place_of(job: Job, budget: Budget) -> tuple[Device, ArtifactFormat]:
     return job.devices[name], budget.format or job.recipe.formats[0]
 
 
+def _asks_a_device(settings: Method) -> Budget | None:
+    """The budget of a method that a device has a say in: by its cost, or by the widths it likes."""
+    budget: Budget | None = getattr(settings, "budget", None)
+    rounds = getattr(settings, "round_to", None) == "device"
+    return budget if budget is not None and (budget.is_measured or rounds) else None
+
+
 def _measured_on(job: Job, budget: Budget | None) -> list[str] | None:
-    if budget is None or not budget.is_measured:
+    if budget is None:
         return None
     device, format_ = place_of(job, budget)
     return [device.id, format_]
