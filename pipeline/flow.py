@@ -39,6 +39,16 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class Note:
+    """What a reader of a variant's row should know of how it was made, in one line."""
+
+    variant: str
+    format: str
+    device: str | None
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Checked:
     """An artifact, its parity, and the one device it was made for (``None``: for all)."""
 
@@ -58,6 +68,7 @@ class RunSummary:
         measurements: of its variants, one per artifact, device and condition.
         search: what the search found, as plain data, or ``None`` without one.
         failures: what did not work.
+        notes: what was decided for a variant, and why; what to keep in mind of how it was made.
     """
 
     name: str
@@ -66,6 +77,7 @@ class RunSummary:
     measurements: tuple[Measurement, ...]
     search: dict[str, Any] | None
     failures: tuple[Failure, ...]
+    notes: tuple[Note, ...] = ()
 
 
 def run(
@@ -115,6 +127,11 @@ def run(
             measurements=tuple(_own_measurements(workspace, checked, trials)),
             search=found,
             failures=tuple(failures),
+            notes=tuple(
+                Note(item.variant, item.format, item.device, text)
+                for item in compressed
+                for text in item.details.get("notes", ())
+            ),
         )
         _write_summary(workspace, summary)
     return summary

@@ -96,8 +96,8 @@ def quantized(job: Job, settings: Int8, base: Compressed, choice: Choice) -> Com
         return record
 
     result = job.workspace.run(stage, work)
-    if "warning" in result.value:
-        job.workspace.progress(f"{settings.name} {base.format}: {result.value['warning']}")
+    for note in result.value["notes"]:
+        job.workspace.progress(f"{settings.name} {base.format}: {note}")
     return Compressed(
         settings.name,
         base.format,
@@ -105,6 +105,17 @@ def quantized(job: Job, settings: Int8, base: Compressed, choice: Choice) -> Com
         "int8",
         base.reference,
         details={**base.details, **described(settings), **result.value},
+    )
+
+
+def describe(control: Mapping[str, Any]) -> str:
+    """What holding a drop has cost, in one line."""
+    reverted, everything = control["reverted"], control["sensitivity"]
+    return (
+        f"{len(reverted)} of {len(everything)} blocks are back in FP32 ({', '.join(reverted)}) to"
+        f" hold a drop of {100 * control['max_drop']:g} points:"
+        f" {100 * control['attempts'][str(len(reverted))]:.2f}, with all in INT8"
+        f" {100 * control['attempts']['0']:.2f}"
     )
 
 
@@ -154,13 +165,16 @@ def _work(
             progress=job.workspace.progress,
         )
         keep = (*keep, *reverted)
+    notes = [describe(control)] if control.get("reverted") else []
+    calibration = calibration_record(result, samples, train.x, validation.x)
     final = lowered(result, format_, torch.from_numpy(samples[:1]))
     return final, {
         "seed": 0,  # of the choice of samples
         "keep": list(keep),
         "choices": dict(choice.choices),
         "quantization": quantization_record(final),
-        **calibration_record(result, samples, train.x, validation.x),
+        **calibration,
         **drop_record(judge.drop(result)),
         **({"control": control} if control else {}),
+        "notes": [*notes, *([calibration["warning"]] if "warning" in calibration else [])],
     }

@@ -91,37 +91,41 @@ def fastest(job: Job, settings: Int8, base: Compressed, device: Device) -> Compr
     winner = found[best].compressed
     if winner is None:
         raise StageError(f"{settings.name}: {best} was not made")
-    policy = {**record(found, best, device.id, base.format), "blocks": contest.note}
+    policy = {**record(found, best), "blocks": contest.note}
     job.workspace.progress(f"{settings.name}: {policy['why']}")
     return replace(
         winner,
         device=device.id,
-        details={**winner.details, "policy": policy},
+        details={
+            **winner.details,
+            "policy": policy,
+            "notes": [policy["why"], *winner.details["notes"]],
+        },
     )
 
 
-def verdict(name: str, against: Effect | None, device: str, format_: str) -> str:
+def verdict(name: str, against: Effect | None) -> str:
     """What a choice comes to, in one line."""
     if against is None or against.ci95 is None:
-        return f"{name} for {format_} on {device}: too few runs to compare it with FP32"
+        return f"{name}: too few runs to compare it with FP32"
     low, high = 1 / against.ci95[1], 1 / against.ci95[0]
-    times = f"{1 / against.ratio:.2f} times as fast as FP32 ({low:.2f} to {high:.2f})"
+    times = f"{name}: {1 / against.ratio:.2f} times as fast as FP32 ({low:.2f} to {high:.2f})"
     if low > 1:
-        return f"{name} for {format_} on {device}: {times}"
+        return times
     if high >= 1:
-        return f"{name} for {format_} on {device}: {times}: no faster beyond noise, but smaller"
+        return f"{times}; no faster beyond noise, but smaller"
     return (
-        f"{name} for {format_} on {device}: {times}: slower, and the least slow of what this"
-        " runtime has in INT8; FP32 is what to ship there for speed"
+        f"{times}; slower, and the least slow of what this runtime offers in INT8: for speed, ship"
+        " FP32 on this device"
     )
 
 
-def record(found: Mapping[str, Outcome], best: str, device: str, format_: str) -> dict[str, Any]:
+def record(found: Mapping[str, Outcome], best: str) -> dict[str, Any]:
     """What was measured and what was taken, for the artifact's record."""
     chosen = found[best]
     return {
         "chosen": best,
-        "why": verdict(best, chosen.against_fp32, device, format_),
+        "why": verdict(best, chosen.against_fp32),
         "candidates": {
             name: {
                 "median_ns": one.median_ns,

@@ -90,6 +90,9 @@ def print_overview(overview: Overview) -> None:
             [_front_cells(row.measurement) for row in front],
             width=WIDTH,
         )
+    for note in overview.summary.get("notes", ()):
+        where = f" on {note['device']}" if note["device"] else ""
+        print(f"note: {note['variant']} {note['format']}{where}: {note['text']}")
     search = overview.summary.get("search")
     if search:
         print_search(search)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,8 @@ def render(
         front=sorted((r for r in found.rows if r.on_front), key=_latency),
         search=search,
         failures=found.summary.get("failures", []),
+        notes=found.summary.get("notes", []),
+        noted=_noted(variants, found.summary.get("notes", [])),
         refused=[row for row in variants if row.measurement.status != "accepted"],
         remarked=[row for row in variants if _remarked(row.measurement)],
         without_energy=_without_energy(variants),
@@ -104,6 +106,17 @@ def render(
         written=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         workspace=root.name,
     )
+
+
+def _noted(variants: list[Row], notes: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """The rows that notes are of; one for no device in particular is of all."""
+    of = {(note["variant"], note["format"], note["device"]) for note in notes}
+    return [
+        row
+        for row in variants
+        for m in [row.measurement]
+        if of & {(m.variant, m.format, m.device), (m.variant, m.format, None)}
+    ]
 
 
 def _latency(row: Row) -> float:
