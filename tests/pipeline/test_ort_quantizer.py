@@ -18,7 +18,7 @@ from torch import nn
 
 from pipeline.compress import silence_telemetry
 from pipeline.compress.ort_quantizer import ACTIVATION, THIN, WEIGHT, OrtQuantizer
-from pipeline.export.onnx import write
+from pipeline.export import write_artifact
 from profiles.errors import ModelError, UsageError
 
 pytestmark = pytest.mark.filterwarnings(
@@ -184,7 +184,7 @@ def quantize(tmp_path: Path) -> Callable[..., Quantized]:
     nncf.set_log_level(logging.ERROR)
 
     def to_onnx(graph: torch.fx.GraphModule, sample: Sample, path: Path) -> Path:
-        write(torch.export.export(graph, sample, strict=False), path)
+        write_artifact(torch.export.export(graph, sample, strict=False), "onnx", path)
         return path
 
     def work(

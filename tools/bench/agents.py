@@ -152,10 +152,16 @@ class Running:
         return event
 
 
-def write_plan(folder: Path, runtime: str, model: Path) -> Path:
+def write_plan(
+    folder: Path,
+    runtime: str,
+    model: Path,
+    shape: Sequence[int] = SHAPE,
+    slice_iterations: int = SLICE_ITERATIONS,
+) -> Path:
     """An endless plan for one model, in slices."""
-    np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32).tofile(folder / "x.bin")
-    given = {"path": str(folder / "x.bin"), "shape": SHAPE, "dtype": "float32"}
+    np.random.default_rng(0).standard_normal(shape).astype(np.float32).tofile(folder / "x.bin")
+    given = {"path": str(folder / "x.bin"), "shape": shape, "dtype": "float32"}
     plan = {
         "format": PLAN_FORMAT,
         "kind": "latency",
@@ -171,7 +177,7 @@ def write_plan(folder: Path, runtime: str, model: Path) -> Path:
         "window_ns": 0,
         "period_ns": 0,
         "meter": None,
-        "slice_iterations": SLICE_ITERATIONS,
+        "slice_iterations": slice_iterations,
         "settle_iterations": 0,
         "seed": 0,
         "jobs": [{"id": "model", "path": str(model), "inputs": [given], "expect": []}],
@@ -183,14 +189,20 @@ def write_plan(folder: Path, runtime: str, model: Path) -> Path:
 
 def measure_pair(commands: Mapping[str, str], plan: Path, turns: int) -> dict[str, list[float]]:
     """One process of each agent, in turns; slice medians in ns by agent."""
+    words = {kind: [*shlex.split(command), str(plan)] for kind, command in commands.items()}
+    return take_turns(words, turns)
+
+
+def take_turns(commands: Mapping[str, Sequence[str]], turns: int) -> dict[str, list[float]]:
+    """One process of each command, in turns; slice medians in ns by the command's name."""
     running: dict[str, Running] = {}
-    taken: dict[str, list[float]] = {kind: [] for kind in commands}
+    taken: dict[str, list[float]] = {name: [] for name in commands}
     try:
-        for kind, command in commands.items():
-            running[kind] = Running([*shlex.split(command), str(plan)])
+        for name, words in commands.items():
+            running[name] = Running(words)
         for turn in range(turns):
-            for kind in sorted(running, reverse=turn % 2 == 1):
-                taken[kind].append(running[kind].turn())
+            for name in sorted(running, reverse=turn % 2 == 1):
+                taken[name].append(running[name].turn())
     finally:
         for each in running.values():
             each.end()
