@@ -7,7 +7,7 @@ captured.  So these methods need a ``.pt2`` alone, not the user's code.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,18 +33,22 @@ def module_of(program: ExportedProgram) -> GraphModule:
 
     Returns:
         A module whose ``named_modules`` are the model's own paths (``model.layer1.0.conv1``).
-        ``train()`` and ``eval()`` switch its batch norms and dropouts as they do anywhere.
+        ``train()`` and ``eval()`` switch its batch norms and dropouts as they do anywhere.  Its
+        weights are the program's own: what changes them changes the program.
     """
     with quiet():
         module: GraphModule = program.module(check_guards=False)
     # A captured graph refuses to change its mode; its layers will know how.
     for name in ("train", "eval"):
         module.__dict__.pop(name, None)
+    nodes = list(module.graph.nodes)
+    # All at once: a layer that is put where its weight was hides what else was there.
+    values = {node: _held(module, node) for node in nodes if node.op == "get_attr"}
     put: dict[tuple[Any, ...], str] = {}
-    for node in list(module.graph.nodes):
+    for node in nodes:
         make = _LAYERS.get(node.target) if node.op == "call_function" else None
         if make is not None:
-            _put(module, node, make, put)
+            _put(module, node, make, put, values)
     module.graph.eliminate_dead_code()
     forget_unused(module)
     module.graph.lint()
@@ -92,7 +96,11 @@ def _exported(module: nn.Module, inputs: tuple[torch.Tensor], open_: Any) -> Exp
 
 
 def _put(
-    module: GraphModule, node: Node, make: Callable[..., nn.Module], put: dict[tuple[Any, ...], str]
+    module: GraphModule,
+    node: Node,
+    make: Callable[..., nn.Module],
+    put: dict[tuple[Any, ...], str],
+    values: Mapping[Node, Any],
 ) -> None:
     """Call a layer that holds the parameters instead of an operator that is given them."""
     read, *rest = node.args
@@ -102,9 +110,9 @@ def _put(
     # A layer that is called twice stays one.
     key = (node.target, str(rest)) if held else (node.name,)
     if key not in put:
-        values = [_held(module, v) if isinstance(v, Node) else v for v in rest]
+        given = [values[v] if isinstance(v, Node) else v for v in rest]
         put[key] = _free(_path(node, held), set(put.values()))
-        _set(module, put[key], make(*values))
+        _set(module, put[key], make(*given))
     with module.graph.inserting_before(node):
         call = module.graph.call_module(put[key], (read,))
     call.meta = dict(node.meta)
@@ -122,7 +130,7 @@ def _path(node: Node, held: list[Node]) -> str:
     if not held:
         return node.name
     holder, _, name = str(held[0].target).rpartition(".")
-    own = name.removesuffix("weight").removesuffix("bias").rstrip("_")
+    own = name.removesuffix("weight").removesuffix("running_mean").rstrip("_")
     return f"{holder}.{own}" if own else holder
 
 
