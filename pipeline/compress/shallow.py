@@ -29,6 +29,8 @@ _ADD = (_ATEN.add.Tensor, _ATEN.add_.Tensor)
 _PASSING = (_ATEN.relu.default, _ATEN.relu_.default, _ATEN.clone.default)
 _PASSING_LAYERS = (nn.Dropout, nn.LayerNorm)
 _BATCH = 32
+#: The unbiased estimate needs so many examples.
+_FEWEST = 4
 #: Most numbers that are kept to compare representations: 256 MB.
 _MOST = 1 << 26
 
@@ -57,6 +59,9 @@ def apply(
             f"remove: {settings.remove} blocks cannot be removed: {len(found)} can ({names})",
             "a block can whose output has its input's shape and adds something to it",
         )
+    count = len(bench.calibration)
+    if count < _FEWEST:
+        raise StageError(f"{count} calibration samples: at least {_FEWEST} can be compared")
     finite_logits(module, bench.calibration[:SAMPLES])
     record: dict[str, Any] = {"removed": [], "similarities": []}
     for number in range(settings.remove):
@@ -68,7 +73,7 @@ def apply(
         bench.progress(f"removed {path} ({number + 1}/{settings.remove})")
     settle(module, bench.calibration)
     record["validation_accuracy_untrained"] = bench.accuracy(module)
-    record |= few_samples(len(bench.calibration))
+    record |= few_samples(count)
     if settings.train:
         record |= bench.fine_tune(module, settings.train, settings.distil, settings.name)
     return module, record
@@ -173,7 +178,7 @@ def similarities(module: GraphModule, found: list[Block], samples: Images) -> di
     """
     ends = {end for block in found for end in (block.given, block.gives)}
     size = sum(math.prod(end.meta["val"].shape[1:]) for end in ends)
-    samples = samples[: max(4, min(SAMPLES, _MOST // max(1, size)))]
+    samples = samples[: max(_FEWEST, min(SAMPLES, _MOST // max(1, size)))]
     kept: dict[Node, list[torch.Tensor]] = {end: [] for end in ends}
     with torch.no_grad(), torch_threads(1):
         for start in range(0, len(samples), _BATCH):
