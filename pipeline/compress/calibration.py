@@ -125,8 +125,8 @@ def calibration_record(
 ) -> dict[str, Any]:
     """Which samples calibrated, and whether they were enough.
 
-    The activations' ranges are found again with a quarter and half of the samples, and, while that
-    takes a tenth off the error of the outputs, with twice as many and more.  Enough is the least
+    The activations' ranges are found again with a quarter and half of the samples, with twice as
+    many, and with more while that takes a tenth off the error of the outputs.  Enough is the least
     number whose error is within that tenth of the best.
 
     Args:
@@ -172,7 +172,8 @@ def _errors(simulation: Simulation, samples: Images, more: Images) -> dict[int, 
     for _ in range(_DOUBLINGS):
         *before, last = errors.values()
         wanted = max(errors)
-        if wanted > len(more) or (before and last > before[-1] * (1 - _WORTH)):
+        falls = wanted == known or last <= before[-1] * (1 - _WORTH)
+        if wanted > len(more) or not falls:
             break
         new = simulation.extremes(more[:wanted])
         more = more[wanted:]

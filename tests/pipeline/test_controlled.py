@@ -1,0 +1,129 @@
+"""What goes back to FP32 for a drop of accuracy to hold, and how little is tried for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.compress import controlled as method
+from pipeline.compress.calibration import Drop, Judge, quantization_record
+from pipeline.compress.controlled import controlled, rank
+from pipeline.compress.quantize import calibrated
+from pipeline.compress.simulate import Block, Simulation
+from profiles.errors import StageError
+from tests.pipeline import gratings
+
+X = gratings.gratings(64, 2).x
+FP32 = "fp32"
+
+
+def blocks(count: int) -> list[tuple[Block, float]]:
+    return [(Block(f"b{i}", (f"model.b{i}",), frozenset(), 1), 1.0 / (i + 1)) for i in range(count)]
+
+
+class Scripted:
+    """Programs are what was kept; the drop is a function of how much that is."""
+
+    def __init__(self, drops: Sequence[float], in_fp32: float = 0.0) -> None:
+        self.drops, self.in_fp32 = drops, in_fp32
+        self.built: list[tuple[str, ...]] = []
+
+    def build(self, keep: Sequence[str]) -> Any:
+        self.built.append(tuple(keep))
+        return tuple(keep)
+
+    def drop(self, program: Any) -> Drop:
+        lost = self.in_fp32 if program == FP32 else self.drops[len(program)]
+        return Drop(100, 0.9, 0.9 - lost, lost, (lost - 0.01, lost + 0.01))
+
+
+def control(scripted: Scripted, max_drop: float) -> Any:
+    """Blocks are ranked as they are called."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(method, "Simulation", lambda *_: None)
+        patch.setattr(method, "rank", lambda *_: blocks(len(scripted.drops)))
+        return controlled(FP32, scripted.build, scripted, max_drop, X)
+
+
+@given(st.lists(st.floats(0, 0.5), min_size=2, max_size=40), st.floats(0.001, 0.4))
+def test_the_fewest_blocks_that_hold_it_go_back_in_few_attempts(drops, max_drop):
+    drops = sorted(drops, reverse=True)
+    holding = [count for count, drop in enumerate(drops) if drop <= max_drop]
+    scripted = Scripted(drops)
+    if not holding:
+        with pytest.raises(StageError, match="holds in FP32 only"):
+            control(scripted, max_drop)
+    else:
+        program, keep, record = control(scripted, max_drop)
+        assert keep == program == tuple(f"model.b{i}" for i in range(holding[0]))
+        assert record["reverted"] == [f"b{i}" for i in range(holding[0])]
+        assert record["attempts"]["0"] == drops[0]
+    assert len(scripted.built) <= 1 + math.ceil(math.log2(len(drops)))
+
+
+def test_nothing_is_reverted_or_ranked_where_all_in_int8_holds():
+    scripted = Scripted([0.01, 0.0])
+    assert control(scripted, 0.01)[1] == ()
+    assert scripted.built == [()]
+
+
+def test_a_drop_that_the_network_has_before_is_refused_with_what_it_is():
+    with pytest.raises(StageError, match=r"has lost 3\.00 points .* in FP32 already") as caught:
+        control(Scripted([0.2, 0.1], in_fp32=0.03), 0.02)
+    assert "against the uncompressed model" in caught.value.hint
+
+
+def test_a_drop_that_only_fp32_holds_is_refused_with_the_nearest():
+    with pytest.raises(StageError, match=r"it is 4\.00 points") as caught:
+        control(Scripted([0.2, 0.1, 0.04]), 0.02)
+    assert "allow for 0.0400" in caught.value.hint
+
+
+@pytest.fixture(scope="module")
+def simulation() -> Simulation:
+    return Simulation(calibrated(gratings.program(), "tflite", X), X)
+
+
+def test_what_shares_the_large_range_is_most_sensitive(simulation: Simulation):
+    distortions = {block.name: value for block, value in rank(simulation, {})}
+    low, *_, second, first = sorted(distortions, key=lambda name: distortions[name])
+    assert {first.partition(".")[0], second.partition(".")[0]} == {"down", "deep"}
+    assert distortions[second] > 20 * distortions[low]
+
+
+def test_blocks_are_ranked_by_what_they_gain_for_what_they_cost(simulation: Simulation):
+    by_macs = rank(simulation, {})
+    worth = [value / block.macs for block, value in by_macs]
+    assert worth == sorted(worth, reverse=True)
+    *_, (dullest, _) = sorted(by_macs, key=lambda item: -item[1])
+    # On the device it is no slower in FP32: to put it back costs nothing.
+    costs = {block.name: 1000.0 for block, _ in by_macs} | {dullest.name: -5.0}
+    (first, _), *others = rank(simulation, costs)
+    assert first == dullest
+    values = [value for _, value in others]
+    assert values == sorted(values, reverse=True)
+    # One cost that is not known, and none is used.
+    del costs[by_macs[0][0].name]
+    assert [b.name for b, _ in rank(simulation, costs)] == [b.name for b, _ in by_macs]
+
+
+def test_a_network_that_int8_hurts_keeps_its_accuracy():
+    judge = Judge(gratings.program(), gratings.gratings(600, 1))
+
+    def build(keep: Sequence[str]) -> Any:
+        return calibrated(gratings.program(), "tflite", X, keep=keep)
+
+    assert judge.drop(build(())).drop > 0.05
+    program, keep, record = controlled(gratings.program(), build, judge, 0.02, X)
+    assert judge.drop(program).drop <= 0.02
+    floats = quantization_record(program)["float_layers"]
+    assert "model.deep.0" in floats
+    assert 0 < len(floats) < 4
+    assert len(keep) == len(record["reverted"]) == len(floats)
+    assert np.isfinite(list(record["sensitivity"].values())).all()
