@@ -106,7 +106,7 @@ def start_of(
     for name, value in sorted(module.state_dict().items()):
         if isinstance(value, torch.Tensor):
             digest.update(repr((name, tuple(value.shape), str(value.dtype))).encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            digest.update(value.detach().contiguous().flatten().view(torch.uint8).numpy().data)
     for values in (data.x, data.y):
         digest.update(np.ascontiguousarray(values).data)
     return digest.hexdigest()

@@ -15,9 +15,9 @@ Masks = dict[str, torch.Tensor]
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)
 
 
-def prunable(module: nn.Module) -> dict[str, nn.Parameter]:
+def prunable(module: nn.Module) -> dict[str, torch.Tensor]:
     """The weights of convolutions and linear layers by their layers' paths; shared ones once."""
-    found: dict[str, nn.Parameter] = {}
+    found: dict[str, torch.Tensor] = {}
     for path, layer in module.named_modules():
         if isinstance(layer, _LAYERS) and not any(
             layer.weight is known for known in found.values()
@@ -121,8 +121,10 @@ def apply(weights: Weights, masks: Masks) -> None:
 
 def _grouped(weight: torch.Tensor, of: int) -> torch.Tensor:
     """Shape ``(..., inputs / of, of)``: neighbours in the last dimension."""
-    return weight.movedim(1, -1).unflatten(-1, (-1, of))
+    inputs_last = weight.movedim(1, -1)
+    return inputs_last.reshape(*inputs_last.shape[:-1], -1, of)
 
 
 def _over_norm(weight: torch.Tensor) -> torch.Tensor:
-    return weight.abs() / weight.norm().clamp_min(torch.finfo(weight.dtype).tiny)
+    norm: torch.Tensor = torch.linalg.vector_norm(weight)
+    return weight.abs() / norm.clamp_min(torch.finfo(weight.dtype).tiny)

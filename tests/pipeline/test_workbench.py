@@ -1,4 +1,4 @@
-"""What methods work with: fine-tuning on one part, judging by the other, learning from a teacher."""
+"""What methods work with: fine-tuning on one part, judging by another, learning from a teacher."""
 
 from __future__ import annotations
 
