@@ -23,6 +23,7 @@ from pipeline.profile.parts import (
 )
 from pipeline.stage import Stage, Workspace
 from profiles.canonical import digest, file_sha256
+from profiles.comparison import Round, medians_by_round
 from profiles.energy import energy_of_run, summarise_energy
 from profiles.errors import StageError
 from profiles.measure import Measure
@@ -90,7 +91,20 @@ class DeviceGauge:
 
     def attempt(self, programs: Mapping[str, ExportedProgram]) -> dict[str, float | str]:
         """As :meth:`measure`, with the reason for a program that there is no figure of."""
-        found: dict[str, float | str] = {}
+        return {
+            name: trial if isinstance(trial, str) else _cost(trial)
+            for name, trial in self._trials(programs).items()
+        }
+
+    def rounds(self, programs: Mapping[str, ExportedProgram]) -> dict[str, dict[Round, float]]:
+        """As :meth:`measure`, of the latency, by rounds: those of one round stood side by side."""
+        timed = replace(self, cost="latency")
+        timed.measure(programs)
+        trials = timed._trials(programs)
+        return {name: medians_by_round(t) for name, t in trials.items() if isinstance(t, Trial)}
+
+    def _trials(self, programs: Mapping[str, ExportedProgram]) -> dict[str, Trial | str]:
+        found: dict[str, Trial | str] = {}
         subjects: dict[str, Subject] = {}
         for number, (name, program) in enumerate(programs.items(), start=1):
             self.workspace.progress(f"gauge: {name} to {self.format} ({number}/{len(programs)})")
@@ -101,19 +115,16 @@ class DeviceGauge:
         in_turns = self.cost == "latency"
         if subjects and in_turns:
             subjects[CALL] = self._call()
-        plan = self._plan(subjects)
         trials = measure(
             self.workspace,
             self.device,
             list(subjects.values()),
             self.settings.model_copy(update={"threads": self.settings.threads[:1]}),
             together=in_turns,
-            plans=[plan],
+            plans=[self._plan(subjects)],
         )
         by_sha = {trial.artifact_sha256: trial for trial in trials}
-        for name, subject in subjects.items():
-            found[name] = _cost(by_sha[subject.artifact.sha256])
-        return found
+        return found | {name: by_sha[one.artifact.sha256] for name, one in subjects.items()}
 
     def _plan(self, subjects: Mapping[str, Subject]) -> Plan:
         plan = self.settings.plan()
