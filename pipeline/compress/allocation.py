@@ -116,14 +116,8 @@ def spend(curves: Sequence[Curve], whole: float, budget: Budget) -> Choice:
     Raises:
         StageError: if so little cannot remain, with the least share that can.
     """
+    demand_reachable([curve.costs for curve in curves], whole, budget)
     fixed = whole - sum(curve.costs[0] for curve in curves)
-    least = least_share(curves, whole)
-    if least > budget.share * (1 + _SLACK):
-        raise StageError(
-            f"budget: {budget.cost}: {budget.share:g} cannot be met: the nearest that can is"
-            f" {_rounded_up(least):g}",
-            "ask for less, or compress by another method first",
-        )
     choice = choose(curves, max(budget.share * whole - fixed, least_cost(curves)))
     return Choice(choice.options, choice.levels, choice.distortion, choice.cost + fixed)
 
@@ -133,10 +127,29 @@ def least_cost(curves: Sequence[Curve]) -> float:
     return float(sum(min(curve.costs) for curve in curves))
 
 
-def least_share(curves: Sequence[Curve], whole: float) -> float:
-    """What remains at least of a network that costs ``whole``, as a share of it."""
-    fixed = whole - sum(curve.costs[0] for curve in curves)
-    return (fixed + least_cost(curves)) / whole
+def demand_reachable(costs: Sequence[Sequence[float]], whole: float, budget: Budget) -> None:
+    """See that a budget can be met, before anything long is done for it.
+
+    Args:
+        costs: of each layer's options; the first one leaves it as it is.
+        whole: cost of the unchanged network.
+        budget: what may remain of it.
+
+    Raises:
+        StageError: if not, with the least share that can remain.
+    """
+    least = least_share(costs, whole)
+    if least > budget.share * (1 + _SLACK):
+        raise StageError(
+            f"budget: {budget.cost}: {budget.share:g} cannot be met: the nearest that can is"
+            f" {_rounded_up(least):g}",
+            "ask for less, or compress by another method first",
+        )
+
+
+def least_share(costs: Sequence[Sequence[float]], whole: float) -> float:
+    """What remains at least of a network, as a share of it; see :func:`demand_reachable`."""
+    return (whole - sum(its[0] - min(its) for its in costs)) / whole
 
 
 def _rounded_up(share: float) -> float:
@@ -189,4 +202,5 @@ def _thinned(costs: Floats, kept: Integers, step: float) -> Integers:
     steps = np.floor((costs[kept] - costs[kept[0]]) / step)
     last = np.append(steps[1:] != steps[:-1], True)
     last[0] = True
-    return kept[last]
+    found: Integers = kept[last]
+    return found

@@ -121,8 +121,9 @@ class Measured:
         Layers cost less in a network than alone, or more: what one choice is off by is taken into
         account in the next one.
         """
-        asked, rounds = budget.share, []
-        least = least_share(curves, self.whole)
+        asked = budget.share
+        rounds: list[dict[str, float]] = []
+        least = least_share(list(self.of.values()), self.whole)
         for _ in range(ROUNDS):
             target = budget.model_copy(update={budget.cost: max(asked, least)})
             choice = spend(curves, self.whole, target if rounds else budget)

@@ -18,6 +18,7 @@ from torch import nn
 from torch.fx import GraphModule, Interpreter, Node
 
 from pipeline.compress.allocation import Choice, Curve
+from pipeline.compress.costs import macs
 from pipeline.data import Images
 from pipeline.stage import Progress
 from pipeline.training import logits_of, torch_threads
@@ -32,6 +33,8 @@ Levels = Mapping[str, Sequence[float]]
 SAMPLES = 128
 #: Below so many a record warns.
 ENOUGH = 32
+#: What one evaluation may take: an allocation makes some hundreds of them.
+MOST_MACS = 128 * 50_000_000
 #: Joint choices that additivity is checked on, beside the one that was chosen.
 CHECKED = 8
 #: Sums that go with the truth less closely (Pearson's correlation of logarithms), or are off by a
@@ -49,7 +52,8 @@ class Distortion:
 
     Args:
         module: the uncompressed one, from :func:`pipeline.compress.module.module_of`.
-        samples: inputs, shape ``(n, channels, height, width)``; the first :data:`SAMPLES` count.
+        samples: inputs, shape ``(n, channels, height, width)``; the first 128 count, of a network
+            of more than 50 million MACs fewer, but at least 32.
 
     Raises:
         StageError: if an output is not a finite number, with the first layer that gives none.
@@ -57,7 +61,8 @@ class Distortion:
     """
 
     def __init__(self, module: nn.Module, samples: Images) -> None:
-        self._samples = samples[:SAMPLES]
+        affordable = MOST_MACS // max(1, macs(module, torch.from_numpy(samples[:1])))
+        self._samples = samples[: min(SAMPLES, max(ENOUGH, affordable))]
         self._wanted = finite_logits(module.eval(), self._samples)
 
     def of(self, model: Model) -> float:

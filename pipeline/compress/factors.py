@@ -165,7 +165,7 @@ class Factors:
 
 def product(pair: nn.Sequential) -> torch.Tensor:
     """The weight that two factors come to, shape ``(outputs, weights of an output)``."""
-    first, second = (layer.weight.flatten(1) for layer in pair)
+    first, second = (layer.get_parameter("weight").flatten(1) for layer in pair)
     return second @ first
 
 

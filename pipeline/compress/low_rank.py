@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.compress.allocation import Curve
+from pipeline.compress.allocation import Curve, demand_reachable
 from pipeline.compress.costs import Counted, Measured, Options
 from pipeline.compress.distortion import SAMPLES, Build, Distortion, Model, few_samples
 from pipeline.compress.factors import (
@@ -56,13 +56,14 @@ def apply(
         raise StageError("the model has no convolution or linear layer that two would be less than")
     meter = Distortion(module, bench.calibration)
     seen = responses(module, layers, bench.calibration[:SAMPLES])
-    layers = {path: layers[path] for path in seen}
-    options = {path: _options(layer, seen[path]) for path, layer in layers.items()}
-    levels = {path: (_full(layer), *map(float, ranks_of(layer))) for path, layer in layers.items()}
+    factors = {path: _factors(layers[path], its) for path, its in seen.items()}
+    options = {path: (layers[path], *its) for path, its in factors.items()}
+    costs = _costs(module, options, seen, settings.budget, bench)
+    demand_reachable(list(costs.of.values()), costs.whole, settings.budget)
+    levels = {path: (_full(layers[path]), *map(float, ranks_of(layers[path]))) for path in seen}
     build = _factorised(module, levels, options)
     distortions = meter.curves(levels, build, bench.progress)
-    costs = _costs(module, options, seen, settings.budget, bench)
-    curves = [Curve(path, levels[path], distortions[path], costs.of[path]) for path in layers]
+    curves = [Curve(path, levels[path], distortions[path], costs.of[path]) for path in seen]
     choice, found = costs.settle(curves, settings.budget)
     record = {
         **found,
@@ -70,7 +71,7 @@ def apply(
         "additivity": meter.additivity(curves, choice, build),
         **few_samples(len(bench.calibration)),
     }
-    chosen = {path: options[path][number] for path, number in choice.options.items() if number}
+    chosen = {path: factors[path][number - 1] for path, number in choice.options.items() if number}
     near = Nearness({path: layers[path] for path in chosen}, chosen, settings.perturb)
     replace(module, chosen)
     record["validation_accuracy_untrained"] = bench.accuracy(module)
@@ -87,10 +88,10 @@ def _full(layer: Layer) -> float:
     return float(min(layer.weight.shape[0], layer.weight[0].numel()))
 
 
-def _options(layer: Layer, seen: Responses) -> tuple[nn.Module, ...]:
-    """The layer itself, and its factors of each rank."""
+def _factors(layer: Layer, seen: Responses) -> tuple[nn.Sequential, ...]:
+    """A layer's factors of each rank."""
     factors = Factors(layer, seen)
-    return layer, *(factors.of_rank(rank) for rank in ranks_of(layer))
+    return tuple(factors.of_rank(rank) for rank in ranks_of(layer))
 
 
 def _factorised(
