@@ -485,6 +485,7 @@ def test_pruning_alone_on_files(lab: Lab, files: Path, tmp_path: Path):
         f"--output={output}",
     )
     assert said.code == 0, said.err
+    assert json.loads(said.out)["settings"]["scope"] == "global", "as a recipe's variant has it"
     assert json.loads(said.out)["sparsity_found"] == pytest.approx(0.4, abs=0.01)
     assert output.exists()
 
@@ -521,6 +522,34 @@ DATA = ("--data", "inputs.npz", "-o", "c.pt2")
         (
             ["compress", "model.pt2", "-m", "int8", "--samples", "0", *DATA],
             "samples",
+        ),
+        (
+            ["compress", "model.pt2", "-m", "int8", "--set", "max_dorp=0.1", *DATA],
+            "max_dorp: no such key",
+        ),
+        (
+            ["compress", "model.pt2", "-m", "int8", "--set", "max_drop=0.1", *DATA],
+            "max_drop needs labels",
+        ),
+        (
+            ["compress", "model.pt2", "-m", "finetune", "--set", "train.epochs=1", *DATA],
+            "train needs labels",
+        ),
+        (
+            ["compress", "model.pt2", "-m", "int8", "--set", "precision=measured", *DATA],
+            "name one with --device",
+        ),
+        (
+            ["compress", "model.pt2", "-m", "structured", "--set", "budget.latency=0.5", *DATA],
+            "name one with --device",
+        ),
+        (
+            ["compress", "model.pt2", "-m", "int8", "--set", "keep", *DATA],
+            "is not of the form",
+        ),
+        (
+            ["compress", "model.pt2", "-m", "int8", "--set", "keep=[model.no]", *DATA],
+            "model.no",
         ),
         (["measure", "gone.onnx", "-d", "board", "-i", "devices.yaml"], "there is no file"),
         (["measure", "inputs.npz", "-d", "board", "-i", "devices.yaml"], "expected one of .pte"),
