@@ -55,6 +55,8 @@ def model_stage(workspace: Workspace, recipe: Recipe, data: DataHandle) -> Stage
     def work(folder: Path) -> dict[str, Any]:
         import torch
 
+        from pipeline.training import demand_classes, train_classifier
+
         test = data.arrays.test
         example = torch.from_numpy(test.x[:1])
         if source.program:
@@ -63,8 +65,6 @@ def model_stage(workspace: Workspace, recipe: Recipe, data: DataHandle) -> Stage
             torch.manual_seed(source.train.seed if source.train else 0)
             module = _build(source)
             if source.train:
-                from pipeline.training import train_classifier
-
                 train_classifier(
                     module, data.arrays.train, source.train, workspace.progress, "model"
                 )
@@ -73,6 +73,7 @@ def model_stage(workspace: Workspace, recipe: Recipe, data: DataHandle) -> Stage
         if trainable is not None:
             save_program(trainable, folder / TRAINABLE)
         reference = reference_outputs(program, test.x)
+        demand_classes(reference, test.y, "the model")
         np.save(folder / REFERENCE, reference, allow_pickle=False)
         return {
             "accuracy": float(np.mean(reference.argmax(1) == test.y)),

@@ -301,13 +301,14 @@ def test_training_on_data_of_another_shape_is_refused_in_one_line(
     assert "\n" not in str(refusal.value)
 
 
-def test_training_on_labels_the_model_has_no_class_for_is_refused_in_one_line(
-    workspace: Workspace, folder: Path
+@pytest.mark.parametrize(("split", "train"), [("train", {"epochs": 1}), ("test", None)])
+def test_labels_the_model_has_no_class_for_are_refused_in_one_line(
+    workspace: Workspace, folder: Path, split: str, train: dict[str, int] | None
 ):
     x, y = stripes(48, 0)
-    np.savez(folder / "train.npz", x=x, y=y + 7)
-    with pytest.raises(UsageError, match="out of bounds"):
-        build(workspace, folder, factory="model_factories:network", train={"epochs": 1})
+    np.savez(folder / f"{split}.npz", x=x, y=y + 7)
+    with pytest.raises(DataError, match="tells 3 classes apart, labelled 0 to 2, but the data's"):
+        build(workspace, folder, factory="model_factories:network", train=train)
 
 
 def test_a_program_for_another_input_is_refused(workspace: Workspace, folder: Path):
