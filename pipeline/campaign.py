@@ -347,7 +347,7 @@ class _Campaign:
         asked = self._settings.delegates.get(trial.runtime)
         expect = () if asked else subject.delegates
         artifact = subject.artifact
-        return Job(trial.key, artifact.path, artifact.io, subject.input_files, expect)
+        return Job(trial.key, artifact.path, artifact.io.closed(), subject.input_files, expect)
 
     def _name(self, trials: Sequence[Trial]) -> str:
         if len(trials) > 1:

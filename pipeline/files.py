@@ -26,6 +26,7 @@ from profiles.canonical import file_sha256
 from profiles.compression import Method, Variant
 from profiles.config import Config, parse
 from profiles.errors import DataError, UsageError
+from profiles.export import Export, Partitioner
 from profiles.findings import Measurement
 from profiles.measure import Measure
 from profiles.recipe import DataSource, Recipe
@@ -89,7 +90,7 @@ def compress_file(
         StageError: if the method does not work on this model.
         DeviceError: if a device that decides cannot be reached or leaves.
     """
-    from pipeline.export import io_of
+    from pipeline.export.tensors import io_of
     from pipeline.programs import load_program
 
     variant = parse(OneMethod, {"method": dict(method)}, f"--method {method['method']}").method
@@ -184,8 +185,20 @@ def _recipe(program: Path, data: Path, variant: Method, setting: Setting) -> Rec
     return parse(Recipe, plain, str(program), program.absolute().parent)
 
 
-def export_file(program: Path, output: Path, format_: ArtifactFormat) -> dict[str, Any]:
+def export_file(
+    program: Path,
+    output: Path,
+    format_: ArtifactFormat,
+    batch: str | None = None,
+    partitioner: Partitioner = "xnnpack",
+) -> dict[str, Any]:
     """Lower a ``.pt2`` to a format.
+
+    Args:
+        program, output: read and written.
+        format_: of the file.
+        batch: a number, or ``dynamic``; the program's own if not given.
+        partitioner: ExecuTorch's.
 
     Returns:
         The artifact's sha256, size, inputs and outputs, and what the exporter recorded.
@@ -196,20 +209,25 @@ def export_file(program: Path, output: Path, format_: ArtifactFormat) -> dict[st
     """
     from dataclasses import asdict
 
-    from pipeline.export import io_of, write_artifact
+    from pipeline.export import write_artifact
+    from pipeline.export.batch import batch_of
     from pipeline.programs import load_program
     from profiles.canonical import file_sha256
 
     loaded = load_program(program)
     _writable(output)
     aside = output.with_name(f".partial-{output.name}")
-    record = write_artifact(loaded, format_, aside)
+    own = batch_of(loaded) or 1
+    wanted = own if batch is None else int(batch) if batch.isdecimal() else batch
+    given = {"batch": wanted, "partitioner": partitioner}
+    settings = parse(Export, given, "--batch")
+    record = write_artifact(loaded, format_, aside, settings, {"program": file_sha256(program)})
     aside.replace(output)
     return {
         "sha256": file_sha256(output),
         "size_bytes": output.stat().st_size,
-        "io": asdict(io_of(loaded)),
         **record,
+        "io": asdict(record["io"]),
     }
 
 
@@ -249,7 +267,7 @@ def measure_files(
 def _random_inputs(workspace: Workspace, artifact: Artifact) -> tuple[Path, ...]:
     rng = np.random.default_rng(0)
     files = []
-    for spec in artifact.io.inputs:
+    for spec in artifact.io.closed().inputs:
         if spec.dtype != "float32":
             raise UsageError(f"{artifact.path}: input {spec.name} is {spec.dtype}, not float32")
         files.append(input_file(workspace, rng.standard_normal(spec.shape).astype(np.float32)))

@@ -15,7 +15,7 @@ from devices.inventory import Device, load_inventory
 from pipeline.campaign import Subject, condition_of, input_file, measure
 from pipeline.compress.variants import Compressed, Job, compress, original
 from pipeline.data import DataHandle
-from pipeline.export import export_stage
+from pipeline.export import export_stage, told
 from pipeline.export.parity import parity_stage
 from pipeline.model import REFERENCE, model_stage
 from pipeline.stage import Progress, Workspace, source_digest
@@ -69,6 +69,7 @@ class RunSummary:
         search: what the search found, as plain data, or ``None`` without one.
         failures: what did not work.
         notes: what was decided for a variant, and why; what to keep in mind of how it was made.
+        lowered: what exporting recorded of each artifact: batch, opset, where operators run.
     """
 
     name: str
@@ -78,6 +79,7 @@ class RunSummary:
     search: dict[str, Any] | None
     failures: tuple[Failure, ...]
     notes: tuple[Note, ...] = ()
+    lowered: tuple[dict[str, Any], ...] = ()
 
 
 def run(
@@ -132,6 +134,7 @@ def run(
                 for item in compressed
                 for text in item.details.get("notes", ())
             ),
+            lowered=tuple({**told(item.artifact), "device": item.device} for item in checked),
         )
         _write_summary(workspace, summary)
     return summary
@@ -226,12 +229,14 @@ def export_all(
         try:
             artifact = export_stage(
                 workspace,
-                item.program,
+                item.program if recipe.export.batch == 1 else item.trainable or item.program,
                 item.format,
                 model=recipe.name,
                 variant=item.variant,
                 dtype=item.dtype,
                 details=item.details,
+                settings=recipe.export,
+                says={"normalisation": {"mean": recipe.data.mean, "std": recipe.data.std}},
             )
             parity = parity_stage(
                 workspace,
@@ -264,9 +269,12 @@ def measure_all(
     Returns:
         The keys of the trials.
     """
-    sample = input_file(workspace, data.arrays.test.x[:1])
+
+    def sample(artifact: Artifact) -> Path:
+        return input_file(workspace, data.arrays.test.x[: artifact.io.batch])
+
     subjects = [
-        Subject(item.artifact, (sample,), item.parity.delegates)
+        Subject(item.artifact, (sample(item.artifact),), item.parity.delegates)
         for item in checked
         if item.parity.passed and item.device in (None, device.id)
     ]

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator, mod
 from profiles.compression import Fp32, Fraction, Name, Training, Variant, check_chain
 from profiles.config import Config, parse, read_yaml
 from profiles.errors import UsageError
+from profiles.export import Export
 from profiles.measure import Count, Measure
 from profiles.records import FORMATS, ArtifactFormat
 
@@ -192,6 +193,7 @@ class Recipe(Config):
         model, data: what to compress, and with what to calibrate and to judge it.
         variants: compressed versions.
         formats: what to export each of them to.
+        export: how.
         tolerances: for parity.
         inventory: a ``devices.yaml``.
         devices: ids of the devices to measure on.
@@ -206,6 +208,7 @@ class Recipe(Config):
     data: DataSource
     variants: tuple[Variant, ...] = (Fp32(name="fp32"),)
     formats: tuple[ArtifactFormat, ...] = FORMATS
+    export: Export = Export()
     tolerances: Tolerances = Tolerances()
     inventory: Annotated[Path, AfterValidator(_expand), Field(validate_default=True)] = Path(
         "devices.yaml"

@@ -43,7 +43,10 @@ SUFFIX_OF: Mapping[ArtifactFormat, str] = {
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One input or output of an artifact: name, fixed shape, numpy name of the element type."""
+    """One input or output of an artifact: name, shape, numpy name of the element type.
+
+    A batch that is open is -1 in the shape.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -65,6 +68,23 @@ class Io:
             return tuple(TensorSpec(i["name"], tuple(i["shape"]), i["dtype"]) for i in items)
 
         return cls(specs(value["inputs"]), specs(value["outputs"]))
+
+    @property
+    def batch(self) -> int:
+        """Examples that one call takes: those of a fixed batch, or one where it is open."""
+        first = self.inputs[0].shape[:1] if self.inputs else ()
+        return first[0] if first and first[0] > 0 else 1
+
+    def closed(self) -> Io:
+        """The same with one example where the batch is open."""
+
+        def specs(items: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+            return tuple(
+                TensorSpec(i.name, tuple(1 if n < 0 else n for n in i.shape), i.dtype)
+                for i in items
+            )
+
+        return Io(specs(self.inputs), specs(self.outputs))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.model import INPUT_NAME
+from pipeline.export.about import about
+from pipeline.export.batch import batch_of, with_batch
+from pipeline.export.layout import layout_of
+from pipeline.export.lowering import culprit, root_reason
+from pipeline.export.tensors import io_of
 from pipeline.programs import load_program
 from pipeline.quiet import quiet
 from pipeline.stage import Stage, Workspace, package_versions
 from profiles.canonical import file_sha256
 from profiles.errors import ExportError
-from profiles.records import Artifact, ArtifactFormat, Io, Role, TensorSpec
+from profiles.export import Export
+from profiles.records import Artifact, ArtifactFormat, Io, Role
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -24,6 +29,13 @@ PACKAGES: Mapping[ArtifactFormat, tuple[str, ...]] = {
     "onnx": ("onnx", "onnxscript", "torch"),
     "tflite": ("litert-torch", "litert-converter", "torch"),
 }
+#: Distributions whose runtimes tell, on this host, where an artifact's operators run.
+_TELLING: Mapping[ArtifactFormat, tuple[str, ...]] = {
+    "executorch": (),
+    "onnx": ("onnxruntime",),
+    "tflite": ("ai-edge-litert",),
+}
+_TOLD = ("batch", "opset", "partitioner", "placement", "quantization")
 _WRITERS: Mapping[ArtifactFormat, str] = {
     "executorch": "pipeline.export.executorch",
     "onnx": "pipeline.export.onnx",
@@ -41,6 +53,8 @@ def export_stage(
     dtype: str,
     role: Role = "variant",
     details: Mapping[str, Any] | None = None,
+    settings: Export | None = None,
+    says: Mapping[str, Any] | None = None,
 ) -> Artifact:
     """Write one artifact into the workspace, or find it there.
 
@@ -49,22 +63,29 @@ def export_stage(
         program: the ``.pt2`` file to lower.
         format_: to which format.
         model, variant, dtype, role, details: for its record.
+        settings: batch and partitioner; the program's own batch, and XNNPACK, where none are given.
+        says: what the file is to say of itself beside ``model``, ``variant`` and the like; nothing
+            at all where it is ``None``, so that what is equal has equal bytes.
 
     Raises:
         ExportError: if this format cannot express the program, with the reason.
     """
     packages = PACKAGES[format_]
     parent = file_sha256(program)
-    stage = Stage(f"export-{format_}", {"program": parent}, packages)
+    given: dict[str, Any] = {}
+    if says is not None:
+        given = {"model": model, "variant": variant, "dtype": dtype, "program": parent, **says}
+    inputs = {"program": parent, "settings": settings and settings.model_dump(), "says": given}
+    stage = Stage(f"export-{format_}", inputs, (*packages, *_TELLING[format_]))
 
     def work(folder: Path) -> dict[str, Any]:
-        loaded = load_program(program)
         target = folder / "artifact"
-        record = write_artifact(loaded, format_, target)
+        record = write_artifact(load_program(program), format_, target, settings, given)
         sha256, _ = workspace.adopt(target, format_)
         size_bytes = target.stat().st_size
         target.unlink()
-        return {"sha256": sha256, "size_bytes": size_bytes, "io": io_of(loaded), "record": record}
+        io, details = record.pop("io"), record
+        return {"sha256": sha256, "size_bytes": size_bytes, "io": io, "record": details}
 
     result = workspace.run(stage, work)
     return Artifact(
@@ -84,55 +105,58 @@ def export_stage(
     )
 
 
+def told(artifact: Artifact) -> dict[str, Any]:
+    """What a report shows of how an artifact was lowered."""
+    details = {key: artifact.details[key] for key in _TOLD if key in artifact.details}
+    return {"variant": artifact.variant, "format": artifact.format, "details": details}
+
+
 def write_artifact(
-    program: ExportedProgram, format_: ArtifactFormat, path: Path
-) -> Mapping[str, Any]:
+    program: ExportedProgram,
+    format_: ArtifactFormat,
+    path: Path,
+    settings: Export | None = None,
+    says: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Lower a program to a file.
 
+    Args:
+        program: to lower.
+        format_: to which format.
+        path: of the file.
+        settings: batch and partitioner; the program's own batch, and XNNPACK, where none are given.
+        says: see :func:`export_stage`.
+
     Returns:
-        What the exporter recorded: opset, delegates...
+        ``io``, and what the exporter recorded: ``batch``, ``quantization``, ``placement``, the
+        opset...
 
     Raises:
         ExportError: if the format cannot express it; no file is left.
     """
+    if settings is not None:
+        program = with_batch(program, settings.batch)
     try:
         with quiet():
             writer = importlib.import_module(_WRITERS[format_])
-            record: Mapping[str, Any] = writer.write(program, path)
+            inside = about(program, says or {})
+            # Imported here: it imports torch.
+            integers = importlib.import_module("pipeline.export.integer_weights")
+            given = integers.prepared(program, format_)
+            record: dict[str, Any] = writer.write(given, path, settings or Export(), inside)
+            integers.put_into(path, format_, program)
+    except ExportError as error:
+        path.unlink(missing_ok=True)
+        raise ExportError(f"no {format_}: {error.message}", error.hint) from error
     except Exception as error:
         path.unlink(missing_ok=True)
-        reason = _root_reason(error)
-        raise ExportError(f"no {format_}: {type(error).__name__}: {reason}") from error
-    return record
+        raise ExportError(f"no {format_}: {_why(program, error)}") from error
+    record |= {"io": io_of(program), "batch": batch_of(program)}
+    layout = layout_of(program)
+    return record | {"quantization": layout} if layout else record
 
 
-def io_of(program: ExportedProgram) -> Io:
-    """Inputs and outputs of a program, named as the artifacts name them."""
-    placeholders = [
-        node
-        for node in program.graph.nodes
-        if node.op == "placeholder" and node.name in program.graph_signature.user_inputs
-    ]
-    results = [
-        node for node in program.graph.nodes if node.name in program.graph_signature.user_outputs
-    ]
-    inputs = [INPUT_NAME] if len(placeholders) == 1 else [node.name for node in placeholders]
-    outputs = ["output"] if len(results) == 1 else [f"output_{i}" for i in range(len(results))]
-    return Io(
-        tuple(_spec(name, node) for name, node in zip(inputs, placeholders, strict=True)),
-        tuple(_spec(name, node) for name, node in zip(outputs, results, strict=True)),
-    )
-
-
-def _spec(name: str, node: Any) -> TensorSpec:
-    value = node.meta["val"]
-    dtype = str(value.dtype).removeprefix("torch.")
-    return TensorSpec(name, tuple(int(size) for size in value.shape), dtype)
-
-
-def _root_reason(error: BaseException) -> str:
-    """The first line of the innermost cause: converters wrap errors several times."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
+def _why(program: ExportedProgram, error: Exception) -> str:
+    where = culprit(program, error)
+    reason = f"{type(error).__name__}: {root_reason(error)}"
+    return f"{where} cannot be lowered: {reason}" if where else reason

@@ -42,9 +42,22 @@ def with_float_io(content: bytes) -> bytes:
             graph.outputs[position] = outer
             _rename(signature.outputs if signature else [], index, outer)
             changed = True
-    if not changed:
-        return content
-    builder = flatbuffers.Builder(len(content))
+    return packed(model) if changed else content
+
+
+class _Aligned(flatbuffers.Builder):  # type: ignore[misc]
+    """A builder that puts buffers where the schema wants them, at multiples of 16 bytes.
+
+    The generated classes forget ``force_align``, and kernels read weights where they lie.
+    """
+
+    def StartVector(self, elemSize: int, numElems: int, alignment: int) -> Any:
+        return super().StartVector(elemSize, numElems, 16 if elemSize == 1 else alignment)
+
+
+def packed(model: Any) -> bytes:
+    """A TFLite model as the bytes of a file."""
+    builder = _Aligned(1024)
     builder.Finish(model.Pack(builder), file_identifier=_IDENTIFIER)
     return bytes(builder.Output())
 

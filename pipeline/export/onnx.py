@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,32 +13,55 @@ import onnx
 import torch
 
 from pipeline.export.onnx_biases import quantize_biases
-from pipeline.model import INPUT_NAME
+from pipeline.export.onnx_units import units_of
+from pipeline.export.tensors import io_of
+from pipeline.inspect import ONNX_PREFIX
+from profiles.export import Export
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
+_SCOPES = "pkg.torch.onnx.name_scopes"
+_SYMBOL = re.compile(r"\bs\d+\b")
 
-def write(program: ExportedProgram, path: Path) -> dict[str, Any]:
-    """Write ``program`` as one ONNX file; returns the opset."""
-    names = program.graph_signature.user_inputs
-    outputs = program.graph_signature.user_outputs
+
+def write(
+    program: ExportedProgram, path: Path, settings: Export, about: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write ``program`` as one ONNX file; returns the opset and what runs in integers."""
+    io = io_of(program)
     exported = torch.onnx.export(
         program,
         dynamo=True,
         external_data=False,
-        input_names=[INPUT_NAME] if len(names) == 1 else None,
-        output_names=["output"] if len(outputs) == 1 else None,
+        input_names=[spec.name for spec in io.inputs],
+        output_names=[spec.name for spec in io.outputs],
         verbose=False,
     )
     if exported is None:
         raise RuntimeError("the exporter returned nothing")
     model = exported.model_proto
+    modules = {output: _module(node) for node in model.graph.node for output in node.output}
     _strip_traces(model)
     quantize_biases(model)
+    _name_batch(model)
+    for key, value in sorted(about.items()):
+        text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+        model.metadata_props.add(key=ONNX_PREFIX + key, value=text)
+    model.doc_string = " ".join(str(about[key]) for key in ("model", "variant") if key in about)
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString(deterministic=True))
-    return {"opset": next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))}
+    return {
+        "opset": next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx")),
+        "placement": units_of(path, model, modules),
+    }
+
+
+def _module(node: onnx.NodeProto) -> str:
+    """The path of the user's module that a node came from, as the exporter noted it."""
+    scopes = next((each.value for each in node.metadata_props if each.key == _SCOPES), "[]")
+    *modules, _ = ast.literal_eval(scopes) or [""]
+    return str(modules[-1]) if modules and not str(modules[-1]).startswith("_empty") else ""
 
 
 def _strip_traces(model: onnx.ModelProto) -> None:
@@ -50,3 +77,11 @@ def _strip_traces(model: onnx.ModelProto) -> None:
         del part.metadata_props[:]
         if isinstance(part, onnx.NodeProto):
             part.doc_string = ""
+
+
+def _name_batch(model: onnx.ModelProto) -> None:
+    """Call the open dimension what it is; the exporter counts its symbols."""
+    for part in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for dimension in part.type.tensor_type.shape.dim:
+            if dimension.dim_param:
+                dimension.dim_param = _SYMBOL.sub("batch", dimension.dim_param)

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from devices.agent.engines import ENGINES
+from devices.agent.engines import ENGINES, available_delegates
 from pipeline.data import DataHandle, Images, Split
+from pipeline.export.partitioners import BACKENDS
 from pipeline.quiet import quiet
 from pipeline.stage import Stage, Workspace
 from profiles.canonical import file_sha256
@@ -70,7 +71,7 @@ def parity_stage(
 
 
 def host_outputs(artifact: Artifact, x: Images) -> tuple[Images, tuple[str, ...]]:
-    """Let an artifact's runtime compute on this host.
+    """Let an artifact's runtime compute on this host, as many examples at once as it takes.
 
     Returns:
         Its first output for each input, and the delegates that took part.
@@ -82,17 +83,29 @@ def host_outputs(artifact: Artifact, x: Images) -> tuple[Images, tuple[str, ...]
         with quiet():
             engine = ENGINES[RUNTIME_OF[artifact.format]](str(artifact.path), 1)
             rows = []
-            for index in range(len(x)):
-                engine.feed([np.ascontiguousarray(x[index : index + 1])])
+            size = artifact.io.batch
+            for start in range(0, len(x), size):
+                part = x[start : start + size]
+                # What is missing in the last batch is filled up with its last example.
+                full = np.concatenate([part, *[part[-1:]] * (size - len(part))])
+                engine.feed([np.ascontiguousarray(full)])
                 engine.prepare()
                 engine.call()
-                rows.append(engine.outputs()[0].copy())
+                rows.append(engine.outputs()[0][: len(part)].copy())
     except Exception as error:
-        reason = next(iter(str(error).strip().splitlines()), "")
+        reason = _absent_backend(artifact) or next(iter(str(error).strip().splitlines()), "")
         raise StageError(
             f"{artifact.runtime} cannot run its own artifact: {type(error).__name__}: {reason}"
         ) from error
     return np.concatenate(rows), tuple(engine.delegates())
+
+
+def _absent_backend(artifact: Artifact) -> str | None:
+    """Why an artifact cannot run here, where it was lowered to a backend that this host lacks."""
+    backend = BACKENDS.get(artifact.details.get("partitioner", ""))
+    if backend is None or backend in available_delegates("executorch"):
+        return None
+    return f"this host has no {backend}, so nothing can vouch for it"
 
 
 def compare(

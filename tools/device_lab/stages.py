@@ -37,6 +37,17 @@ class Method(StrEnum):
     finetune = "finetune"
 
 
+class PartitionerName(StrEnum):
+    """ExecuTorch's partitioners on the command line."""
+
+    xnnpack = "xnnpack"
+    vulkan = "vulkan"
+    coreml = "coreml"
+    qnn = "qnn"
+    openvino = "openvino"
+    none = "none"
+
+
 class Tolerance(StrEnum):
     """What data need not be refused for, on the command line."""
 
@@ -119,6 +130,15 @@ def export(
     program: Program,
     format_: Annotated[Format, typer.Option("--format", "-f", help="The format to write.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The artifact to write.")],
+    batch: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|dynamic", help="Examples for each call; the program's own if not given."
+        ),
+    ] = None,
+    partitioner: Annotated[
+        PartitionerName, typer.Option(help="What ExecuTorch hands operators to.")
+    ] = PartitionerName.xnnpack,
 ) -> None:
     """Lower an exported program to a runtime's format.
 
@@ -128,7 +148,7 @@ def export(
         show(f"export to {format_.value} ...")
         from pipeline.files import export_file
 
-        details = export_file(program, output, format_.value)
+        details = export_file(program, output, format_.value, batch, partitioner.value)
     print_json({"artifact": str(output), **details})
 
 

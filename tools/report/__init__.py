@@ -12,7 +12,7 @@ from pipeline.overview import Material, Overview, Row, overview, read_material
 from pipeline.profile.record import BlockProfile, read_profiles
 from profiles import units
 from profiles.findings import Measurement
-from tools.report import blocks, charts, pages
+from tools.report import blocks, charts, lowered, pages
 from tools.report import plots as measurement_plots
 from tools.report.charts import script_safe
 
@@ -91,6 +91,7 @@ def render(
         pages=pages.pages(found.rows, material),
         key_of=pages.key_of,
         profiles=blocks.views(profiles),
+        lowered=lowered.rows(found.summary.get("lowered", [])),
         plots=plots,
         charts=script_safe(
             {

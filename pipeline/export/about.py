@@ -1,0 +1,40 @@
+"""What an artifact says of itself, inside the file, where its format has a place for it.
+
+Only what follows from the model and the recipe: the same program must always give the same bytes,
+so that what comes out the same after an upgrade is not measured again.  Edgeloop's version and the
+stage's key are in the store's record instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.export.batch import batch_of
+from pipeline.export.layout import layout_of
+from pipeline.export.tensors import io_of
+
+
+def about(program: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """All that is written into a file.
+
+    Args:
+        program: that is lowered.
+        given: ``model``, ``variant``, ``dtype``, ``program`` (its sha256), ``normalisation``...;
+            empty for files that need not say anything.
+
+    Returns:
+        The same, with the batch, the names of inputs and outputs, and the quantization.
+    """
+    if not given:
+        return {}
+    io = io_of(program)
+    found: dict[str, Any] = {
+        **given,
+        "made_by": "edgeloop",
+        "batch": batch_of(program),
+        "inputs": [spec.name for spec in io.inputs],
+        "outputs": [spec.name for spec in io.outputs],
+    }
+    layout = layout_of(program)
+    return {**found, "quantization": layout} if layout else found
