@@ -73,6 +73,9 @@ def fill(root: Path, *, emulated: bool = True, search: bool = True) -> Path:
         "measurements": own,
         "search": found if search else None,
         "failures": failures,
+        "notes": [
+            {"variant": "int8", "format": "onnx", "device": None, "text": "slower " + HOSTILE}
+        ],
     }
     (root / "run.json").write_text(json.dumps(summary))
     return root
@@ -174,6 +177,12 @@ def test_failures_are_listed_with_their_reasons(page: Page):
     assert "measure, int8 tflite on board: " + HOSTILE in page.words
     assert "refused: parity: cosine 0.5 < 0.98" in page.words
     assert "failed: " + HOSTILE in page.words
+
+
+def test_how_a_variant_was_made_is_told_and_its_row_marked(page: Page):
+    assert "int8 onnx: slower " + HOSTILE in page.words
+    assert "int8\N{DOUBLE DAGGER}" in page.words.replace(" ", "")
+    assert "fp32\N{DOUBLE DAGGER}" not in page.words.replace(" ", "")
 
 
 def test_hostile_text_stays_text(path: Path, page: Page):

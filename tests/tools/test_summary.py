@@ -28,6 +28,15 @@ def words(text: str) -> str:
     return " ".join(text.split())
 
 
+def test_how_a_variant_was_made_is_told_in_80_columns(capsys: pytest.CaptureFixture[str]):
+    text = "int8: 0.61 times as fast as FP32 (0.60 to 0.62); slower, and the least slow of all"
+    note = {"variant": "int8", "format": "onnx", "device": "board", "text": text}
+    print_overview(Overview("net", (), {"notes": [note]}))
+    said = capsys.readouterr().out
+    assert f"int8 onnx on board: {text}" in words(said)
+    assert max(map(len, said.splitlines())) <= 80
+
+
 def test_the_overview_keeps_to_80_columns(root: Path, capsys: pytest.CaptureFixture[str]):
     print_overview(overview(root))
     said = capsys.readouterr().out

@@ -92,7 +92,7 @@ def print_overview(overview: Overview) -> None:
         )
     for note in overview.summary.get("notes", ()):
         where = f" on {note['device']}" if note["device"] else ""
-        print(f"note: {note['variant']} {note['format']}{where}: {note['text']}")
+        _say(f"\N{DOUBLE DAGGER} {note['variant']} {note['format']}{where}: {note['text']}")
     search = overview.summary.get("search")
     if search:
         print_search(search)
