@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -23,12 +23,20 @@ from pipeline.compress.structured import apply
 from pipeline.compress.workbench import Workbench
 from pipeline.data import Split
 from pipeline.programs import save_program
+from pipeline.training import torch_threads
 from profiles.compression import Structured, Training
 from tests.pipeline.networks import image, settled
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::FutureWarning:torch", "ignore::FutureWarning:copyreg"
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Beside other tests, more threads wait for each other most of the time."""
+    with torch_threads(1):
+        yield
 
 
 class Network(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from pipeline.compress.workbench import Workbench
 from pipeline.data import Split
 from pipeline.examples.resnet20 import BasicBlock, ResNet20
 from pipeline.programs import save_program
+from pipeline.training import torch_threads
 from profiles.compression import Structured, Training
 from profiles.errors import StageError
 from tests.pipeline.networks import Inverted, VitLike, image, settled
@@ -28,6 +29,13 @@ from tests.pipeline.networks import Inverted, VitLike, image, settled
 pytestmark = pytest.mark.filterwarnings(
     "ignore::FutureWarning:torch", "ignore::FutureWarning:copyreg"
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Beside other tests, more threads wait for each other most of the time."""
+    with torch_threads(1):
+        yield
 
 
 class Residual(nn.Module):
