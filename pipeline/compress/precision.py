@@ -179,7 +179,8 @@ class _Contest:
             if name != FP32 and one.against_fp32
         }
         if not known:
-            reasons = "; ".join(f"{name}: {one.reason}" for name, one in found.items())
+            others = [(name, one) for name, one in found.items() if name != FP32]
+            reasons = "; ".join(f"{name}: {one.reason}" for name, one in others)
             raise StageError(f"{self._settings.name}: no candidate has a latency: {reasons}")
         return min(known, key=lambda name: known[name])
 
@@ -260,7 +261,7 @@ class _Contest:
 
         checked = workspace.run(stage, work).value
         if checked["reason"]:
-            raise StageError(f"{name} computes something else: {checked['reason']}")
+            raise StageError(f"it computes something else: {checked['reason']}")
         workspace.store.put_artifact(artifact)
         sample = input_file(workspace, self._x[:1])
         return Subject(artifact, (sample,), tuple(checked["delegates"]))
