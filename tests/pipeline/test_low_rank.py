@@ -20,7 +20,7 @@ from pipeline.compress.module import module_of, open_program_of, program_of
 from pipeline.compress.workbench import Workbench
 from pipeline.data import Split
 from pipeline.export import write_artifact
-from pipeline.programs import save_program
+from pipeline.programs import load_program, save_program
 from profiles.compression import Budget, Distil, LowRank, Training
 from profiles.errors import StageError, UsageError
 from profiles.records import FORMATS, RUNTIME_OF, SUFFIX_OF
@@ -82,8 +82,13 @@ def bench(program, tmp_path_factory: pytest.TempPathFactory) -> Workbench:
 
 
 @pytest.fixture
-def module(program) -> torch.fx.GraphModule:
-    return module_of(program)
+def module(bench: Workbench) -> torch.fx.GraphModule:
+    return fresh(bench)
+
+
+def fresh(bench: Workbench) -> torch.fx.GraphModule:
+    """The network with weights of its own: modules of one program share them."""
+    return module_of(load_program(bench.teacher_program))
 
 
 def settings(**values) -> LowRank:
@@ -203,14 +208,12 @@ def test_a_counted_budget_is_met(module, bench: Workbench, cost: str) -> None:
     assert record["additivity"]["choices"] == 9
 
 
-def test_a_budget_out_of_reach_names_the_nearest_which_is_met(program, bench: Workbench) -> None:
+def test_a_budget_out_of_reach_names_the_nearest_which_is_met(bench: Workbench) -> None:
     with pytest.raises(StageError, match=r"parameters: 0.1 cannot be met: .* nearest") as caught:
-        low_rank.apply(module_of(program), settings(budget=Budget(parameters=0.1)), bench)
+        low_rank.apply(fresh(bench), settings(budget=Budget(parameters=0.1)), bench)
     nearest = float(str(caught.value).partition(" can is ")[2].split()[0])
-    changed, _ = low_rank.apply(
-        module_of(program), settings(budget=Budget(parameters=nearest)), bench
-    )
-    assert weights(changed) <= nearest * weights(module_of(program))
+    changed, _ = low_rank.apply(fresh(bench), settings(budget=Budget(parameters=nearest)), bench)
+    assert weights(changed) <= nearest * weights(fresh(bench))
 
 
 def test_a_network_of_tiny_layers_is_refused(bench: Workbench) -> None:
@@ -279,11 +282,11 @@ def test_alike_layers_are_measured_once_and_the_whole_network_at_the_end(
 
 
 def test_a_network_slower_than_its_layers_promise_is_made_smaller_still(
-    program, bench: Workbench
+    bench: Workbench,
 ) -> None:
     overhead = FakeGauge(lambda name, n: n + (1e6 if name in ("before", "after") else 0.0))
     _, record = low_rank.apply(
-        module_of(program), settings(budget=Budget(latency=0.55)), bench.with_gauge(overhead)
+        fresh(bench), settings(budget=Budget(latency=0.55)), bench.with_gauge(overhead)
     )
     assert len(record["rounds"]) > 1
     assert record["rounds"][0]["measured"] > 0.55 * (1 + costs.TOLERANCE)
@@ -291,7 +294,7 @@ def test_a_network_slower_than_its_layers_promise_is_made_smaller_still(
     hopeless = FakeGauge(lambda name, n: 1e9 if name in ("before", "after") else float(n))
     with pytest.raises(StageError, match=r"latency: 0.55 cannot be met: .* came to 1.000"):
         low_rank.apply(
-            module_of(program), settings(budget=Budget(latency=0.55)), bench.with_gauge(hopeless)
+            fresh(bench), settings(budget=Budget(latency=0.55)), bench.with_gauge(hopeless)
         )
 
 
@@ -300,10 +303,9 @@ def test_a_measured_budget_needs_a_device(module, bench: Workbench) -> None:
         low_rank.apply(module, settings(budget=Budget(energy=0.7)), bench)
 
 
-def test_perturbation_keeps_factors_near_the_weights(program, bench: Workbench) -> None:
+def test_perturbation_keeps_factors_near_the_weights(bench: Workbench) -> None:
     originals = {
-        path: layer.weight.detach().flatten(1)
-        for path, layer in factorable(module_of(program)).items()
+        path: layer.weight.detach().flatten(1) for path, layer in factorable(fresh(bench)).items()
     }
     training = Training(epochs=3, batch_size=16, learning_rate=0.03, weight_decay=0)
     distil = Distil(features=1.0, at=("model.deep",))
@@ -311,7 +313,7 @@ def test_perturbation_keeps_factors_near_the_weights(program, bench: Workbench) 
     def distance(**values) -> float:
         asked = settings(budget=Budget(parameters=0.6), **values)
         own = replace(bench, checkpoint=bench.checkpoint.with_name(f"perturb-{len(values)}"))
-        changed, record = low_rank.apply(module_of(program), asked, own)
+        changed, record = low_rank.apply(fresh(bench), asked, own)
         assert ("validation_accuracy" in record) == bool(values)
         return sum(
             float((product(changed.get_submodule(path)) - originals[path]).detach().norm())
@@ -333,8 +335,8 @@ def test_layers_return_after_a_trial(module) -> None:
 
 
 @pytest.fixture(scope="module")
-def small(program, bench: Workbench) -> nn.Module:
-    module, _ = low_rank.apply(module_of(program), settings(budget=Budget(macs=0.5)), bench)
+def small(bench: Workbench) -> nn.Module:
+    module, _ = low_rank.apply(fresh(bench), settings(budget=Budget(macs=0.5)), bench)
     return module
 
 

@@ -18,7 +18,7 @@ from pipeline.compress.workbench import Workbench
 from pipeline.data import Split
 from pipeline.examples.resnet20 import ResNet20
 from pipeline.export import write_artifact
-from pipeline.programs import save_program
+from pipeline.programs import load_program, save_program
 from profiles.compression import Distil, Shallow, Training
 from profiles.errors import StageError
 from profiles.records import FORMATS, RUNTIME_OF, SUFFIX_OF
@@ -71,6 +71,11 @@ def bench(program, tmp_path_factory: pytest.TempPathFactory) -> Workbench:
     x = image(count=40, seed=3)
     some = Split(x, np.arange(40) % 10)
     return Workbench(some, some, x, folder / "teacher.pt2", folder / "checkpoint")
+
+
+def fresh(bench: Workbench) -> torch.fx.GraphModule:
+    """The network with weights of its own: modules of one program share them."""
+    return module_of(load_program(bench.teacher_program))
 
 
 def settings(**values) -> Shallow:
@@ -133,13 +138,13 @@ def test_a_normalised_sum_can_go() -> None:
     assert paths(module_of(opened(PostNorm()))) == ["steps.0", "steps.1"]
 
 
-def test_more_than_there_are_tells_how_many_there_are(program, bench: Workbench) -> None:
+def test_more_than_there_are_tells_how_many_there_are(bench: Workbench) -> None:
     with pytest.raises(StageError, match=r"remove: 4 .* 3 can \(model.blocks.0, .*blocks.2\)"):
-        shallow.apply(module_of(program), settings(remove=4), bench)
+        shallow.apply(fresh(bench), settings(remove=4), bench)
 
 
-def test_what_adds_next_to_nothing_goes_first(vit: VitLike, program, bench: Workbench) -> None:
-    module = module_of(program)
+def test_what_adds_next_to_nothing_goes_first(vit: VitLike, bench: Workbench) -> None:
+    module = fresh(bench)
     before = {name for name, _ in module.named_parameters()}
     changed, record = shallow.apply(module, settings(), bench)
     assert record["removed"] == ["model.blocks.1"]
@@ -156,8 +161,8 @@ def test_what_adds_next_to_nothing_goes_first(vit: VitLike, program, bench: Work
     assert left == {name for name in before if not name.startswith("model.blocks.1.")}
 
 
-def test_similarities_are_measured_again_after_each_removal(program, bench: Workbench) -> None:
-    _, record = shallow.apply(module_of(program), settings(remove=2), bench)
+def test_similarities_are_measured_again_after_each_removal(bench: Workbench) -> None:
+    _, record = shallow.apply(fresh(bench), settings(remove=2), bench)
     first, second = record["similarities"]
     assert set(second) == set(first) - {"model.blocks.1"}
     assert record["removed"][1] == max(second, key=second.get)
@@ -226,11 +231,11 @@ def test_batch_norms_learn_what_they_are_given_now() -> None:
 
 
 def test_what_is_left_is_fine_tuned_with_the_whole_network_as_teacher(
-    program, bench: Workbench
+    bench: Workbench,
 ) -> None:
     distil = Distil(features=0.5, at=("model.blocks.2.mlp.2",))
     asked = settings(train=Training(epochs=1, batch_size=20), distil=distil)
-    changed, record = shallow.apply(module_of(program), asked, bench)
+    changed, record = shallow.apply(fresh(bench), asked, bench)
     assert {"validation_accuracy", "validation_accuracy_untrained", "train"} <= set(record)
     moved = (
         changed.get_submodule("model.head").weight
@@ -239,17 +244,17 @@ def test_what_is_left_is_fine_tuned_with_the_whole_network_as_teacher(
     assert moved.abs().max() > 0
 
 
-def test_too_few_samples_to_compare_are_refused(program, bench: Workbench) -> None:
+def test_too_few_samples_to_compare_are_refused(bench: Workbench) -> None:
     few = replace(bench, calibration=image(count=3))
     with pytest.raises(StageError, match="3 calibration samples: at least 4"):
-        shallow.apply(module_of(program), settings(), few)
+        shallow.apply(fresh(bench), settings(), few)
     some = replace(bench, calibration=image(count=8))
-    _, record = shallow.apply(module_of(program), settings(), some)
+    _, record = shallow.apply(fresh(bench), settings(), some)
     assert "only 8 calibration samples" in record["samples_warning"]
 
 
-def test_a_network_that_gives_nan_is_refused(program, bench: Workbench) -> None:
-    module = module_of(program)
+def test_a_network_that_gives_nan_is_refused(bench: Workbench) -> None:
+    module = fresh(bench)
     with torch.no_grad():
         module.get_submodule("model.blocks.1.norm1").weight[0] = float("nan")
     with pytest.raises(StageError, match=r"^model.blocks.1.norm1 gives values"):
@@ -257,8 +262,8 @@ def test_a_network_that_gives_nan_is_refused(program, bench: Workbench) -> None:
 
 
 @pytest.fixture(scope="module")
-def short(program, bench: Workbench) -> nn.Module:
-    changed, _ = shallow.apply(module_of(program), settings(remove=2), bench)
+def short(bench: Workbench) -> nn.Module:
+    changed, _ = shallow.apply(fresh(bench), settings(remove=2), bench)
     return changed
 
 
