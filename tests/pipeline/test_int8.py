@@ -147,6 +147,19 @@ def test_what_is_masked_with_infinity_does_no_harm():
     demand_finite(trace(Masked().eval(), example()), X[:3])
 
 
+class Overflowing(Masked):
+    """Reads infinity, and drops what comes of it: the output is finite, no range is."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        large = (x.abs() + 1) * 1e38 * 1e38
+        return self.layer(large).nan_to_num(0, 0, 0).mean((1, 2))
+
+
+def test_infinity_that_a_layer_reads_is_found_though_the_output_is_finite():
+    with pytest.raises(DataError, match=r"not finite appear in model \(mul"):
+        demand_finite(trace(Overflowing().eval(), example()), X[:3])
+
+
 def test_too_few_samples_are_warned_of_with_how_many_were_enough():
     more = gratings.gratings(256, 5).x
     faint = 0.3 * X[:2]
