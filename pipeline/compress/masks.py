@@ -68,9 +68,14 @@ def largest(values: torch.Tensor, without: int) -> torch.Tensor:
         values: of any shape.
         without: how many are false: all but one at most.  Ties go by their place.
     """
-    without = min(without, values.numel() - 1)
-    mask = torch.ones(values.numel(), dtype=torch.bool)
-    mask[values.flatten().argsort(stable=True)[:without]] = False
+    flat, without = values.flatten(), min(without, values.numel() - 1)
+    if without == 0:
+        return torch.ones_like(values, dtype=torch.bool)
+    limit = flat.kthvalue(without).values
+    mask = flat > limit
+    # Of those that are just at the limit, the last ones stay: as many as it takes.
+    level = (flat == limit).nonzero()[:, 0]
+    mask[level[len(level) - (len(flat) - without - int(mask.sum())) :]] = True
     return mask.reshape(values.shape)
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from pipeline.compress import masks as masking
 from pipeline.compress import nncf_pruning
 from pipeline.compress.masks import Masks, Weights, prunable
-from pipeline.compress.schedules import Choose, Gradual, Held, Revived
+from pipeline.compress.schedules import Adaptive, Choose, Cyclical, Gradual, Held
 from pipeline.compress.workbench import Workbench
 from pipeline.training import Callback
 from profiles.compression import Sparse, Training
@@ -121,7 +121,7 @@ def _patterned(
     if settings.train is None:
         masking.apply(fit, masking.n_of_m(fit, kept, of))
     choose = partial(_n_of_m, kept, of)
-    callback = Revived(fit, choose, "steady", decay=DECAY)
+    callback = Adaptive(fit, choose, DECAY)
     record = _trained(module, settings, settings.train, bench, callback)
     broken = [path for path, weight in fit.items() if not masking.keeps_pattern(weight, kept, of)]
     if broken:
@@ -137,7 +137,7 @@ def _patterned(
 def _scheduled(settings: Sparse, weights: Weights, choose: Choose) -> Callback:
     if settings.schedule == "gradual":
         return Gradual(weights, choose)
-    return Revived(weights, choose, "cyclical", cycles=settings.cycles)
+    return Cyclical(weights, choose, settings.cycles)
 
 
 def _overall(sparsity: float, weights: Weights, share: float) -> Masks:

@@ -121,6 +121,23 @@ def test_the_seed_and_augmentation_have_a_part_in_it(change: dict[str, Any], tra
     assert not same(fit(network(), training=TRAINING.model_copy(update=change)), trained)
 
 
+def test_each_epoch_sees_every_example_once_and_in_an_order_of_its_own():
+    module, examples = network(), data()
+    seen: list[list[float]] = []
+
+    def step(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        seen.append(x[:, 0, 0, 0].tolist())
+        loss = nn.functional.cross_entropy(module(x), y)
+        loss.backward()
+        return loss
+
+    plain = Training(epochs=3, batch_size=16)
+    optimise(module, examples, plain, step, lambda text: None, "net")
+    epochs = [[*seen[at], *seen[at + 1], *seen[at + 2]] for at in (0, 3, 6)]
+    assert all(sorted(epoch) == sorted(examples.x[:, 0, 0, 0].tolist()) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
 def test_it_leaves_the_random_numbers_of_others_and_the_threads_alone():
     module = network()
     torch.manual_seed(7)
