@@ -23,7 +23,7 @@ from profiles.durable import write_whole
 from profiles.errors import ConfigError, DeviceError, EdgeError, StageError, UsageError
 from profiles.findings import Measurement
 from profiles.measure import Measure
-from profiles.recipe import Recipe
+from profiles.recipe import DataSource, Recipe
 from profiles.records import Artifact, Parity
 
 SUMMARY = "run.json"
@@ -236,7 +236,7 @@ def export_all(
                 dtype=item.dtype,
                 details=item.details,
                 settings=recipe.export,
-                says={"normalisation": {"mean": recipe.data.mean, "std": recipe.data.std}},
+                says=says(recipe.data, item),
             )
             parity = parity_stage(
                 workspace,
@@ -254,6 +254,15 @@ def export_all(
         if not parity.passed:
             failures.append(Failure("parity", f"{item.variant} {item.format}", parity.reason))
     return checked
+
+
+def says(data: DataSource, item: Compressed) -> dict[str, Any]:
+    """What a file says of itself: how it was compressed, and what its inputs must look like."""
+    settings = item.details.get("settings", {"method": "fp32"})
+    # Names are in the store: what has two of them is one file.
+    compression = {key: settings[key] for key in settings if key not in ("name", "from")}
+    normalisation = {"mean": data.mean, "std": data.std}
+    return {"compression": compression, "normalisation": normalisation}
 
 
 def measure_all(

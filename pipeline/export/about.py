@@ -1,8 +1,8 @@
 """What an artifact says of itself, inside the file, where its format has a place for it.
 
-Only what follows from the model and the recipe: the same program must always give the same bytes,
-so that what comes out the same after an upgrade is not measured again.  Edgeloop's version and the
-stage's key are in the store's record instead.
+Only what follows from the program: what comes out the same after an upgrade, or under two names,
+has the same bytes and is measured once.  A variant's name, edgeloop's version and the stage's key
+are in the store's record instead, which the sha256 of ``program`` leads to.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def about(program: Any, given: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         program: that is lowered.
-        given: ``model``, ``variant``, ``dtype``, ``program`` (its sha256), ``normalisation``...;
+        given: ``model``, ``dtype``, ``program`` (its sha256), ``compression``...;
             empty for files that need not say anything.
 
     Returns:

@@ -81,8 +81,7 @@ def _finished(content: bytes, io: Io, about: Mapping[str, Any]) -> bytes:
                     if tensor.tensorIndex == index:
                         tensor.name = spec.name.encode()
     if about:
-        words = [str(about[key]) for key in ("model", "variant") if key in about]
-        model.description = " ".join(words).encode()
+        model.description = str(about.get("model", "")).encode()
         buffer, entry = schema.BufferT(), schema.MetadataT()
         buffer.data = list(json.dumps(about, sort_keys=True).encode())
         entry.name, entry.buffer = ENTRY.encode(), len(model.buffers)

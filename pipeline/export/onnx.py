@@ -48,7 +48,7 @@ def write(
     for key, value in sorted(about.items()):
         text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
         model.metadata_props.add(key=ONNX_PREFIX + key, value=text)
-    model.doc_string = " ".join(str(about[key]) for key in ("model", "variant") if key in about)
+    model.doc_string = str(about.get("model", ""))
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString(deterministic=True))
     return {
