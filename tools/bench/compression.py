@@ -220,7 +220,11 @@ def measure(
             made["int8"].cosine,
         )
 
-    return [row(theirs) for theirs in made if theirs != "int8"]
+    rows = [row(theirs) for theirs in made if theirs != "int8"]
+    for found in rows:
+        low, high = found.ci95
+        tell(f"{network} {format_}: {found.ratio:.2f} x {found.theirs}, {low:.2f} to {high:.2f}")
+    return rows
 
 
 def report(rows: Sequence[Row]) -> dict[str, Any]:
