@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 #: What each runtime's quantizer may be told instead of its defaults, by a name for people: keyword
 #: arguments of :func:`quantizer_for`.  A device's measurements decide (``precision: measured``).
 ALTERNATIVES: Mapping[ArtifactFormat, Mapping[str, Mapping[str, Any]]] = {
-    "executorch": {},
+    "executorch": {"hardswish integer": {"swish": "integer"}},
     "onnx": {
         "hardswish float": {"swish": "float"},
         "integer from the start": {"start": "integer"},
@@ -53,7 +53,10 @@ def quantizer_for(format_: ArtifactFormat, *, keep: Collection[str] = (), **choi
         return OrtQuantizer(skip=keep, **choices)
     from pipeline.compress.xnnpack_quantizer import XnnpackQuantizer
 
-    return XnnpackQuantizer(keep=keep, **choices)
+    # ExecuTorch computes hardswish in FP32 within its delegate; LiteRT makes an INT8 operator of
+    # it that is outside.
+    swish = "float" if format_ == "executorch" else "integer"
+    return XnnpackQuantizer(keep=keep, **{"swish": swish, **choices})
 
 
 def quantize(

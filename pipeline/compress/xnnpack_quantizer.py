@@ -15,7 +15,8 @@ add, subtract, multiply  inputs (constants, too) and output, where that saves co
 concat                   inputs and output with one range, as XNNPACK wants it
 pooling, clamps          input and output behind integers, each with a range of its own
 reshape, transpose…      input and output behind integers with one range: values pass unchanged
-hardswish, hardsigmoid   written out as additions, clamps and products, see ``rewrite.py``
+hardswish, hardsigmoid   written out as additions, clamps and products, see ``rewrite.py``;
+                         hardswish where that is faster
 everything else          (softmax, layer normalization, attention…) stays in FP32
 =======================  ======================================================================
 
@@ -31,7 +32,7 @@ Transformer Quantization, 2021.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.fx import GraphModule, Node
@@ -54,8 +55,11 @@ from pipeline.compress.units import (
     tensor_of,
 )
 
+Swish = Literal["integer", "float"]
+
 _CAT = torch.ops.aten.cat.default
 _WEIGHTED = overloads("conv1d conv1d.padding conv2d conv2d.padding linear")
+_SWISHES = overloads("hardswish hardswish_")
 _JOINS = overloads("add.Tensor add_.Tensor sub.Tensor sub_.Tensor mul.Tensor mul_.Tensor")
 _POOLS = overloads("avg_pool2d adaptive_avg_pool2d mean.dim")
 _NORM = torch.ops.aten.layer_norm.default
@@ -78,10 +82,14 @@ class XnnpackQuantizer(Quantizer):  # type: ignore[misc]  # torchao is untyped
     Args:
         keep: modules to leave in FP32, submodules included: ``fnmatch`` patterns of paths in the
             exported module (``model.features.3``, ``model.*.se``).
+        swish: ``integer`` writes hardswish out.  LiteRT needs that: its converter makes an INT8
+            operator of any other, outside XNNPACK.  In ExecuTorch ``float``, one FP32 kernel
+            between two conversions, is faster than an addition and a product in integers.
     """
 
-    def __init__(self, *, keep: Collection[str] = ()) -> None:
+    def __init__(self, *, keep: Collection[str] = (), swish: Swish = "integer") -> None:
         self._kept = Kept(keep)
+        self._swish = swish
         self._integer: set[Node] = set()
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
@@ -98,7 +106,7 @@ class XnnpackQuantizer(Quantizer):  # type: ignore[misc]  # torchao is untyped
         """
         refuse_lost(model)
         _fuse_linear_bn_(model)
-        decompose_hard_activations(model, lambda node: not self._kept.holds(node))
+        decompose_hard_activations(model, self._to_write_out)
         for node in list(model.graph.nodes):
             if node.target in _JOINS and not self._kept.holds(node):
                 _number_to_tensor(model, node)
@@ -141,6 +149,10 @@ class XnnpackQuantizer(Quantizer):  # type: ignore[misc]  # torchao is untyped
             UsageError: if patterns of ``keep`` match no module.
         """
         self._kept.check()
+
+    def _to_write_out(self, node: Node) -> bool:
+        stays = self._swish == "float" and node.target in _SWISHES
+        return not (stays or self._kept.holds(node))
 
     def _annotate_weighted(self, node: Node) -> None:
         source, weight, *_ = node.args

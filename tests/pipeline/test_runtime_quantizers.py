@@ -205,6 +205,15 @@ def test_numbers_take_part_in_integer_arithmetic():
     assert set(found.values()) == {True}, found
 
 
+@pytest.mark.parametrize(("format_", "written_out"), [("tflite", True), ("executorch", False)])
+def test_hardswish_is_written_out_where_its_own_kernel_is_slow(mobile, format_, written_out):
+    program = trace(mobile, torch.from_numpy(SAMPLES[:1]))
+    found = quantize(program, format_, SAMPLES[:1])
+    names = {str(node.target) for node in found.graph.nodes}
+    assert any("hardswish" in name for name in names) != written_out
+    assert not any("hardsigmoid" in name for name in names)
+
+
 def test_what_is_kept_takes_no_part():
     found = annotated(Numbers(), keep=("model.b",))
     assert not found["conv2d_1"]
