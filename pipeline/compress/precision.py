@@ -156,10 +156,15 @@ class _Contest:
         for choice in choices:
             try:
                 made = quantized(self._job, self._settings, self._base, choice)
-                subjects[choice.name] = self._subject(choice.name, made)
-                outcomes[choice.name] = Outcome(made, choice)
+                subject = self._subject(choice.name, made)
             except StageError as error:
                 outcomes[choice.name] = Outcome(None, choice, reason=str(error))
+                continue
+            twin = _twin(subject, subjects)
+            if twin is None:
+                subjects[choice.name] = subject
+            reason = "" if twin is None else f"the same file as {twin}"
+            outcomes[choice.name] = Outcome(made, choice, reason=reason)
         trials = self._measured(subjects)
         for name, trial in trials.items():
             outcomes[name] = _judged(outcomes[name], trial, trials[FP32])
@@ -281,6 +286,12 @@ class _Contest:
         )
         by_sha = {trial.artifact_sha256: trial for trial in trials}
         return {name: by_sha[subject.artifact.sha256] for name, subject in subjects.items()}
+
+
+def _twin(subject: Subject, others: Mapping[str, Subject]) -> str | None:
+    """Which of the others is the same file: a setting that this network has no use for."""
+    sha256 = subject.artifact.sha256
+    return next((n for n, other in others.items() if other.artifact.sha256 == sha256), None)
 
 
 def gains(floats: BlockProfile, integers: BlockProfile) -> dict[str, float]:

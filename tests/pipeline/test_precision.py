@@ -88,7 +88,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         found = Bench(folder, gratings.job(folder, workspace, {}, factor=1.0))
         found.job.recipe.__dict__["measure"] = settings()
         patch.setattr(precision, "profile_network", found.profile)
-        other = {"onnx": {"deep in FP32": {"skip": ("model.deep",)}}}
+        other = {"onnx": {"deep in FP32": {"skip": ("model.deep",)}, "nothing new": {}}}
         patch.setattr(quantize, "quantizer_for", _with_skip(quantize.quantizer_for))
         patch.setattr(quantize, "ALTERNATIVES", {**quantize.ALTERNATIVES, **other})
         first = folder / "first"
@@ -110,6 +110,8 @@ def test_the_fastest_is_taken_and_the_record_says_what_it_was_measured_against(b
     bench.slow = ()
     made = bench.made(bench.device("first"))
     policy = made.details["policy"]
+    idle = policy["candidates"].pop("int8, nothing new")
+    assert (idle["reason"], idle["median_ns"]) == ("the same file as int8", None)
     assert policy["candidates"].keys() == {"fp32", "int8", "int8, deep in FP32"}
     times = {name: one["median_ns"] for name, one in policy["candidates"].items()}
     # A scripted device takes 1 ns a byte, and 20 us.
