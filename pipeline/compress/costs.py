@@ -21,7 +21,7 @@ from profiles.errors import StageError
 Options = Mapping[str, Sequence[nn.Module]]
 
 #: How often a choice is made anew when the whole network costs more than its layers promised.
-ROUNDS = 3
+ROUNDS = 4
 #: By what share a measured cost may exceed its budget: two measurements differ by about as much.
 TOLERANCE = 0.02
 
@@ -128,8 +128,8 @@ class Measured:
             target = budget.model_copy(update={budget.cost: max(asked, least)})
             choice = spend(curves, self.whole, target if rounds else budget)
             before, after = self._both(choice)
-            share = after / before
-            rounds.append({"predicted": choice.cost / self.whole, "measured": share})
+            predicted, share = choice.cost / self.whole, after / before
+            rounds.append({"predicted": predicted, "measured": share})
             if share <= budget.share * (1 + TOLERANCE):
                 return choice, {
                     "cost_before": before,
@@ -139,7 +139,7 @@ class Measured:
                 }
             if asked < least:
                 break
-            asked *= budget.share / share
+            asked = predicted - (share - budget.share)
         best = min(one["measured"] for one in rounds)
         raise StageError(
             f"budget: {budget.cost}: {budget.share:g} cannot be met: the whole network came to"

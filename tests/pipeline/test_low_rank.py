@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from devices.agent.engines import ENGINES
-from pipeline.compress import costs, low_rank
+from pipeline.compress import costs, low_rank, shallow
 from pipeline.compress.costs import macs
 from pipeline.compress.factors import Factors, factorable, product, ranks_of, replaced, responses
 from pipeline.compress.module import module_of, open_program_of, program_of
@@ -21,10 +21,10 @@ from pipeline.compress.workbench import Workbench
 from pipeline.data import Split
 from pipeline.export import write_artifact
 from pipeline.programs import load_program, save_program
-from profiles.compression import Budget, Distil, LowRank, Training
+from profiles.compression import Budget, Distil, LowRank, Shallow, Training
 from profiles.errors import StageError, UsageError
 from profiles.records import FORMATS, RUNTIME_OF, SUFFIX_OF
-from tests.pipeline.networks import MobileLike, image, settled
+from tests.pipeline.networks import image, settled
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::FutureWarning:torch",
@@ -34,8 +34,17 @@ pytestmark = pytest.mark.filterwarnings(
 F = nn.functional
 
 
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(32, 32, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.relu(x + self.layer(x))
+
+
 class Net(nn.Module):
-    """Two convolutions, one of them in groups, and two linear layers."""
+    """Convolutions, one of them in groups, a block with a shortcut, and linear layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,12 +52,13 @@ class Net(nn.Module):
         self.norm = nn.BatchNorm2d(32)
         self.apart = nn.Conv2d(32, 32, 3, padding=1, groups=32)
         self.deep = nn.Conv2d(32, 32, 3, stride=2, padding=1)
+        self.block = Residual()
         self.hidden = nn.Linear(32, 48)
         self.head = nn.Linear(48, 5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.apart(F.relu(self.norm(self.wide(x))))
-        y = F.relu(self.deep(y)).mean((2, 3))
+        y = self.block(F.relu(self.deep(y))).mean((2, 3))
         return self.head(F.relu(self.hidden(y)))
 
 
@@ -179,7 +189,13 @@ def test_ranks_save_weights_and_are_multiples_of_eight_where_there_is_room() -> 
 
 def test_groups_and_tiny_layers_are_left_alone(module) -> None:
     found = factorable(module)
-    assert list(found) == ["model.wide", "model.deep", "model.hidden", "model.head"]
+    assert list(found) == [
+        "model.wide",
+        "model.deep",
+        "model.block.layer",
+        "model.hidden",
+        "model.head",
+    ]
 
 
 def weights(module: nn.Module) -> int:
@@ -336,7 +352,12 @@ def test_layers_return_after_a_trial(module) -> None:
 
 @pytest.fixture(scope="module")
 def small(bench: Workbench) -> nn.Module:
-    module, _ = low_rank.apply(fresh(bench), settings(budget=Budget(macs=0.5)), bench)
+    """A network whose one block was removed, and whose layers were factorised then."""
+    removal = Shallow(name="short", method="remove-layers")
+    short, record = shallow.apply(fresh(bench), removal, bench)
+    assert record["removed"] == ["model.block"]
+    again = module_of(open_program_of(short, bench.example))
+    module, _ = low_rank.apply(again, settings(budget=Budget(macs=0.5)), bench)
     return module
 
 
@@ -357,14 +378,12 @@ def test_every_format_computes_what_the_factors_do(
     np.testing.assert_allclose(engine.outputs()[0], expected, atol=1e-4)
 
 
-def test_a_chain_goes_on_from_factors(bench: Workbench) -> None:
-    """Of a network that has everything that makes networks hard to change."""
+def test_a_chain_goes_on_from_factors(small: nn.Module) -> None:
     x = torch.from_numpy(image(count=3, seed=8))
-    first = module_of(open_program_of(Model(settled(MobileLike())), x))
-    small, _ = low_rank.apply(first, settings(budget=Budget(macs=0.8)), bench)
     again = module_of(open_program_of(small, x))
     with torch.no_grad():
         torch.testing.assert_close(again(x), small(x), atol=1e-5, rtol=1e-5)
-    assert {path for path, _ in again.named_parameters()} == {
-        path for path, _ in small.named_parameters()
-    }
+    names = {name for name, _ in again.named_parameters()}
+    assert names == {name for name, _ in small.named_parameters()}
+    assert {"model.deep.0.weight", "model.deep.1.bias"} <= names
+    assert not any(name.startswith("model.block.") for name in names)

@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from devices.agent.engines import ENGINES
 from pipeline.compress import shallow
-from pipeline.compress.module import module_of, open_program_of, program_of
+from pipeline.compress.module import module_of, open_program_of
 from pipeline.compress.shallow import blocks, settle, similarities
 from pipeline.compress.workbench import Workbench
 from pipeline.data import Split
 from pipeline.examples.resnet20 import ResNet20
-from pipeline.export import write_artifact
 from pipeline.programs import load_program, save_program
 from profiles.compression import Distil, Shallow, Training
 from profiles.errors import StageError
-from profiles.records import FORMATS, RUNTIME_OF, SUFFIX_OF
 from tests.pipeline.networks import MobileLike, VitLike, image, settled
-
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::FutureWarning:torch",
-    "ignore::DeprecationWarning:torch",
-)
 
 RESNET = ["layer1.0", "layer1.1", "layer1.2", "layer2.1", "layer2.2", "layer3.1", "layer3.2"]
 
@@ -259,23 +250,3 @@ def test_a_network_that_gives_nan_is_refused(bench: Workbench) -> None:
         module.get_submodule("model.blocks.1.norm1").weight[0] = float("nan")
     with pytest.raises(StageError, match=r"^model.blocks.1.norm1 gives values"):
         shallow.apply(module, settings(), bench)
-
-
-@pytest.fixture(scope="module")
-def short(bench: Workbench) -> nn.Module:
-    changed, _ = shallow.apply(fresh(bench), settings(remove=2), bench)
-    return changed
-
-
-@pytest.mark.parametrize("format_", FORMATS)
-def test_every_format_computes_what_is_left(short: nn.Module, tmp_path: Path, format_: str) -> None:
-    x = image(seed=7)
-    path = tmp_path / f"short{SUFFIX_OF[format_]}"
-    write_artifact(program_of(short, torch.from_numpy(x)), format_, path)
-    with torch.no_grad():
-        expected = short(torch.from_numpy(x)).numpy()
-    engine = ENGINES[RUNTIME_OF[format_]](str(path), 1)
-    engine.feed([x])
-    engine.prepare()
-    engine.call()
-    np.testing.assert_allclose(engine.outputs()[0], expected, atol=1e-4)
