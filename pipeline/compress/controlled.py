@@ -6,6 +6,11 @@ passes to see differences that drown in the noise of all the others.  Sensitivit
 that accuracy is bought back where it is cheapest.  Ranks are guesses; what is quantized anew and
 judged on the validation examples decides.  A bisection over the ranked list needs few of these.
 
+Accuracy is judged in PyTorch, for every format alike.  It rounds to the same integers as the
+runtimes' kernels, but sums in FP32 where they requantize: on a small convolutional network outputs
+differed by a step of their last range, 0.3 % of the largest in ONNX Runtime and 1.5 % in LiteRT,
+and all 600 decisions were the same.  What the artifact itself loses is for parity to say.
+
 *Source*: the greedy reverting by rank is that of accuracy control in NNCF; the bisection and the
 cost are ours.
 """
