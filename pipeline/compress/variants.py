@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,7 @@ def compress(job: Job, settings: Method, base: Compressed) -> list[Compressed]:
     """
     method: str = getattr(settings, "method", "")
     if method == "fp32":
-        return [base]
+        return [replace(base, variant=settings.name)]
     if method in FLOAT_METHODS:
         return [on_floats(job, settings, base, FLOAT_METHODS[method])]
     module = importlib.import_module(f"pipeline.compress.{method.replace('-', '_')}")
