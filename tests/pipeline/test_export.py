@@ -24,8 +24,8 @@ from pipeline.model import reference_outputs, trace
 from pipeline.programs import save_program
 from pipeline.stage import Workspace
 from pipeline.supernet.base import recalibrate
-from profiles.errors import ExportError, UsageError
-from profiles.records import FORMATS, SUFFIX_OF, Artifact, ArtifactFormat
+from profiles.errors import UsageError
+from profiles.records import FORMATS, SUFFIX_OF, Artifact
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -324,39 +324,6 @@ def test_onnx_is_one_file(made: dict, folder: Path):
     model = onnx.load(made["fp32", "onnx"].artifact.path, load_external_data=False)
     assert not any(tensor.external_data for tensor in model.graph.initializer)
     assert sorted(p.suffix for p in folder.iterdir()) == sorted(3 * list(SUFFIX_OF.values()))
-
-
-class Through(nn.Module):
-    """Some operator, and a linear layer behind it."""
-
-    def __init__(self, operator) -> None:
-        super().__init__()
-        self.operator = operator
-        self.head = nn.Linear(64, 3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.operator(x).flatten(1))
-
-
-@pytest.mark.parametrize(
-    ("format_", "operator", "named"),
-    [
-        ("onnx", lambda x: torch.cdist(x, x), "cdist"),
-        ("executorch", torch.special.bessel_j0, "bessel_j0"),
-        ("tflite", torch.special.bessel_j0, "bessel_j0"),
-    ],
-)
-def test_what_a_format_cannot_express_is_named_in_one_line(
-    tmp_path: Path, format_: ArtifactFormat, operator, named: str
-):
-    program = trace(Through(operator), torch.zeros(1, 1, 8, 8))
-    with pytest.raises(ExportError) as refusal:
-        write_artifact(program, format_, tmp_path / "model")
-    message = str(refusal.value)
-    assert message.startswith(f"no {format_}: ")
-    assert named in message
-    assert "\n" not in message
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture
