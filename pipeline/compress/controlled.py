@@ -8,8 +8,9 @@ judged on the validation examples decides.  A bisection over the ranked list nee
 
 Accuracy is judged in PyTorch, for every format alike.  It rounds to the same integers as the
 runtimes' kernels, but sums in FP32 where they requantize: on a small convolutional network outputs
-differed by a step of their last range, 0.3 % of the largest in ONNX Runtime, 0.7 % in ExecuTorch and 1.5 % in LiteRT,
-and all 600 decisions were the same.  What the artifact itself loses is for parity to say.
+differed by a step of their last range, 0.3 % of the largest in ONNX Runtime, 0.7 % in ExecuTorch
+and 1.5 % in LiteRT, and all 600 decisions were the same.  What the artifact itself loses is for
+parity to say.
 
 *Source*: the greedy reverting by rank is that of accuracy control in NNCF; the bisection and the
 cost are ours.
