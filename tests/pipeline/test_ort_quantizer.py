@@ -431,9 +431,9 @@ def test_units_read_and_give_unsigned_activations_and_signed_weights():
     [
         pytest.param(lambda s, x: torch.tanh(x) + torch.tanh(s.a(x)), id="float on both sides"),
         pytest.param(lambda s, x: torch.tanh(torch.tanh(x) + s.a(x)), id="float before and after"),
-        pytest.param(lambda s, x: s.a(x) + 1.0, id="a number in the code"),
-        pytest.param(lambda s, x: torch.add(s.a(x), s.b(x), alpha=2), id="scaled"),
-        pytest.param(lambda s, x: s.a(x) + s.bias, id="a constant"),
+        pytest.param(lambda s, x: s.b(s.a(x) + 1.0), id="a number in the code"),
+        pytest.param(lambda s, x: s.b(torch.add(s.a(x), s.b(x), alpha=2)), id="scaled"),
+        pytest.param(lambda s, x: s.b(s.a(x) + s.bias), id="a constant"),
         pytest.param(lambda s, x: s.a(x) + s.a(x).shape[0] * s.a(x).long(), id="integers"),
     ],
 )
