@@ -104,13 +104,12 @@ def _computes_rows(opened: ExportedProgram, fixed: ExportedProgram, example: tor
     import torch
 
     pair = torch.cat([example, example.flip(-1)])
-    with torch.no_grad():
-        alone = [fixed.module()(one[None]) for one in pair]
-        try:
+    rows = torch.from_numpy(reference_outputs(fixed, pair.numpy()))
+    try:
+        with torch.no_grad():
             both = opened.module(check_guards=False)(pair)
-        except RuntimeError:
-            return False
-    rows = torch.cat(alone)
+    except RuntimeError:
+        return False
     return both.shape == rows.shape and torch.allclose(both, rows, rtol=1e-3, atol=1e-4)
 
 
