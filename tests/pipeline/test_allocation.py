@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -198,6 +199,29 @@ def test_a_curve_is_measured_with_the_other_layers_untouched(net: torch.fx.Graph
     assert asked == [{"a": 1.0}, {"b": 2.0}, {"b": 3.0}]
     assert curves["a"] == (0.0, pytest.approx(1, rel=1e-5))
     assert curves["b"] == (0.0, pytest.approx(4, rel=1e-5), pytest.approx(9, rel=1e-5))
+
+
+def test_what_a_batch_norm_takes_back_is_no_distortion() -> None:
+    """For training or settling gives it other statistics anyway; those that it has are kept."""
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5))
+    module = graph(nn.Sequential(OrderedDict(body=nn.Sequential(*layers))))
+    meter = Distortion(module, images())
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    with torch.no_grad():
+        conv = module.get_submodule("body.0")
+        conv.weight *= 3
+        conv.bias += 7
+    assert meter.of(module) < 1e-6
+    assert not any(layer.training for layer in module.modules())
+    after = module.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before if "running" in name)
+    with torch.no_grad():
+        conv.weight[0] = 0
+    assert meter.of(module) > 1e-4
+    # One sample has no statistics: those that are there count.
+    alone = Distortion(module, images()[:1])
+    assert alone.of(module) == 0
 
 
 def joint(levels: np.ndarray, together) -> dict:
