@@ -24,18 +24,26 @@ Transformers, 2023.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch.fx import GraphModule, Interpreter, Node
 
+from pipeline.compress import PACKAGES
 from pipeline.compress.units import Kept, is_constant, tensor_of
+from pipeline.compress.variants import Compressed, Job, described
 from pipeline.data import Images
-from pipeline.model import trace_graph
+from pipeline.model import PROGRAM, trace_graph
+from pipeline.programs import load_program, save_program
 from pipeline.quiet import quiet
+from pipeline.stage import Stage
 from pipeline.training import torch_threads
+from profiles.canonical import file_sha256
+from profiles.compression import Weights
 from profiles.errors import StageError, UsageError
 from profiles.records import ArtifactFormat
 
@@ -46,6 +54,55 @@ _LINEAR = torch.ops.aten.linear.default
 #: Steps to try, as shares of the one that reaches the largest weight.
 _SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 _XNNPACK = "XNNPACK, which computes it, has no such kernel"
+
+
+def make(job: Job, settings: Weights, base: Compressed) -> list[Compressed]:
+    """A recipe's variant with integer weights, for the format that ``base`` was made for.
+
+    Args:
+        job: what all compressions share.
+        settings: bits, groups and zero points.
+        base: in FP32.
+
+    Raises:
+        StageError: as :func:`weight_only`.
+    """
+    stage = Stage(
+        "weight-only",
+        {
+            "program": file_sha256(base.program),
+            "format": base.format,
+            "settings": settings.model_dump(mode="json", exclude={"name", "after"}),
+            "data": job.data.key,
+            "samples": job.data.calibration_size,
+        },
+        PACKAGES,
+    )
+
+    def work(folder: Path) -> dict[str, Any]:
+        samples = job.data.arrays.calibration()
+        made, record = weight_only(
+            load_program(base.program),
+            base.format,
+            settings.bits,
+            group_size=settings.group_size,
+            symmetric=settings.symmetric,
+            samples=samples,
+        )
+        save_program(made, folder / PROGRAM)
+        return {**record, "calibration_sha256": hashlib.sha256(samples.tobytes()).hexdigest()}
+
+    result = job.workspace.run(stage, work)
+    return [
+        Compressed(
+            settings.name,
+            base.format,
+            result.folder / PROGRAM,
+            "int8",
+            base.reference,
+            details={**base.details, **described(settings), **result.value},
+        )
+    ]
 
 
 def weight_only(

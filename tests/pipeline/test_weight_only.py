@@ -14,13 +14,17 @@ from hypothesis import strategies as st
 from torch import nn
 
 from devices.agent.engines import ENGINES
+from pipeline.compress.variants import compress, original
 from pipeline.compress.weight_only import limits, nearest, weight_only
 from pipeline.export import write_artifact
 from pipeline.export.integer_weights import integer_weights, with_float_weights
 from pipeline.model import trace
 from pipeline.programs import load_program, save_program
+from pipeline.stage import Workspace
+from profiles.compression import Weights
 from profiles.errors import StageError, UsageError
 from profiles.records import RUNTIME_OF, ArtifactFormat
+from tests.pipeline import gratings
 
 pytestmark = pytest.mark.filterwarnings(
     # PyTorch's exporter, of its own tree utilities.
@@ -230,3 +234,19 @@ def test_no_weight_is_further_than_half_a_step_from_its_integer(
     assert bool((error <= scale[..., None] * 0.501)[inside].all())
     if bits == 8:  # nothing is cut off
         assert bool((error <= scale[..., None] * 1.001).all())
+
+
+def test_a_recipe_s_variant_says_how_it_was_made(tmp_path):
+    workspace = Workspace.open(tmp_path / "work")
+    try:
+        job = gratings.job(tmp_path, workspace, {})
+        asked = Weights(name="small", method="weight-only", bits=4)
+        (made,) = compress(job, asked, original(job, "tflite"))
+        assert made.details["bits"] == 4
+        assert len(made.details["calibration_sha256"]) == 64
+        assert integer_weights(load_program(made.program))
+        asked = Weights(name="small", method="weight-only", bits=4, group_size=32)
+        with pytest.raises(StageError, match="tflite"):
+            compress(job, asked, original(job, "tflite"))
+    finally:
+        workspace.close()
