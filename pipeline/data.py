@@ -53,8 +53,12 @@ class Dataset:
     calibration_size: int
 
     def calibration(self) -> Images:
-        """The training examples that calibrate a quantization; the same for every runtime."""
-        chosen = np.random.default_rng(0).permutation(len(self.train.y))
+        """The training examples that calibrate a quantization; the same for every runtime.
+
+        From the other end of the order that :meth:`search_splits` parts: what judges a quantization
+        has not calibrated it, while there are enough examples for both.
+        """
+        chosen = np.random.default_rng(0).permutation(len(self.train.y))[::-1]
         return self.train.x[np.sort(chosen[: self.calibration_size])]
 
     def search_splits(self, seed: int) -> tuple[Split, Split]:

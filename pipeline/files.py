@@ -16,7 +16,7 @@ import numpy as np
 
 from devices.inventory import Device, load_inventory
 from pipeline.campaign import Subject, input_file, measure
-from pipeline.compress.variants import Job, compress, original
+from pipeline.compress.variants import Job, asks_a_device, compress, original
 from pipeline.data import DataHandle, Dataset, Images, Labels, Split
 from pipeline.flow import open_workspace
 from pipeline.inspect import read_artifact
@@ -164,8 +164,7 @@ def demand_usable(variant: Method, data: FileData, setting: Setting) -> None:
     judged = [name for name in _JUDGED if getattr(variant, name, None) is not None]
     if judged and data.y is None:
         raise UsageError(f"{judged[0]} needs labels: the data have no array y")
-    budget = getattr(variant, "budget", None)
-    measured = getattr(variant, "precision", "") == "measured" or (budget and budget.is_measured)
+    measured = getattr(variant, "precision", "") == "measured" or asks_a_device(variant)
     if measured and setting.device is None:
         raise UsageError("a device decides here: name one with --device")
 

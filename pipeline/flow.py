@@ -164,6 +164,13 @@ def pick_devices(recipe: Recipe) -> Bench:
         for key, name in [*(("devices", d) for d in recipe.devices), ("search.device", wanted)]
         if name not in known and (key == "devices" or wanted not in recipe.devices)
     ]
+    for number, variant in enumerate(recipe.variants):
+        asked = getattr(getattr(variant, "budget", None), "device", None)
+        if asked is not None and asked not in recipe.devices:
+            known = ", ".join(recipe.devices)
+            problems.append(
+                f"variants.{number}.budget.device: {asked!r} is not of devices: {known}"
+            )
     for key, path in (
         ("model.factory", recipe.model.factory),
         ("data.factory", recipe.data.factory),
@@ -210,7 +217,7 @@ def compress_all(job: Job, failures: list[Failure]) -> list[Compressed]:
                 continue
             try:
                 found = compress(job, variant, made[variant.after])
-            except (StageError, DeviceError) as error:
+            except EdgeError as error:  # of this variant: the others go on
                 failures.append(Failure("compress", what, str(error)))
                 continue
             compressed += found

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.compress import PACKAGES
-from pipeline.compress.variants import Compressed, Job, described, on_floats
+from pipeline.compress.variants import Compressed, Job, on_floats, record_of
 from pipeline.model import PROGRAM
 from pipeline.stage import Stage
 from profiles.canonical import file_sha256
@@ -60,8 +60,7 @@ def make(job: Job, settings: Int8, base: Compressed) -> list[Compressed]:
         training = Int8(
             name=settings.name, method="int8", train=settings.train, distil=settings.distil
         )
-        trained = on_floats(job, training, base, "pipeline.compress.qat")
-        base = replace(trained, details={"qat": trained.details})
+        base = on_floats(job, training, base, "pipeline.compress.qat")
     if settings.precision == "measured":
         from pipeline.compress.precision import fastest
 
@@ -104,7 +103,7 @@ def quantized(job: Job, settings: Int8, base: Compressed, choice: Choice) -> Com
         result.folder / PROGRAM,
         "int8",
         base.reference,
-        details={**base.details, **described(settings), **result.value},
+        details=record_of(settings, base, result.value),
     )
 
 

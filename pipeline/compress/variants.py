@@ -6,7 +6,6 @@ made for one format.  Each is a stage, so that a chain takes up where it was.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -18,11 +17,12 @@ import numpy as np
 from devices.inventory import Device
 from pipeline.compress import PACKAGES
 from pipeline.data import DataHandle
+from pipeline.export import PACKAGES as EXPORT_PACKAGES
 from pipeline.model import PROGRAM, REFERENCE, TRAINABLE
-from pipeline.stage import Stage, StageResult, Workspace
+from pipeline.stage import Stage, StageResult, Workspace, package_versions
 from profiles.canonical import file_sha256
 from profiles.compression import Budget, Method
-from profiles.errors import StageError
+from profiles.errors import StageError, UsageError
 from profiles.recipe import Recipe
 from profiles.records import ArtifactFormat
 
@@ -80,7 +80,7 @@ FLOAT_METHODS: Mapping[str, str] = {
     "remove-layers": "pipeline.compress.shallow",
 }
 #: Distributions that decide what they make.
-FLOAT_PACKAGES = (*PACKAGES, "torch-pruning", "numpy")
+FLOAT_PACKAGES = (*PACKAGES, "torch-pruning", "numpy", "scipy")
 
 
 def original(job: Job, format_: ArtifactFormat) -> Compressed:
@@ -135,7 +135,7 @@ def on_floats(job: Job, settings: Method, base: Compressed, implementation: str)
             f"{settings.name}: the model takes a fixed batch only, so it cannot be changed",
             "let it take any batch size: no sizes of its input as constants in forward",
         )
-    budget = _asks_a_device(settings)
+    budget = asks_a_device(settings)
     stage = Stage(
         settings.method,  # type: ignore[attr-defined]
         {
@@ -143,7 +143,8 @@ def on_floats(job: Job, settings: Method, base: Compressed, implementation: str)
             "teacher": file_sha256(job.model.folder / TRAINABLE),
             "settings": settings.model_dump(mode="json", exclude={"name", "after"}),
             "data": job.data.key,
-            "measured_on": _measured_on(job, budget),
+            "samples": job.data.calibration_size,
+            "measured": _measured(job, budget),
         },
         FLOAT_PACKAGES,
     )
@@ -153,10 +154,13 @@ def on_floats(job: Job, settings: Method, base: Compressed, implementation: str)
         from pipeline.compress.module import module_of, open_program_of, program_of
         from pipeline.model import reference_outputs
         from pipeline.programs import load_program, save_program
+        from pipeline.training import torch_threads
 
         bench = workbench(job, stage, budget)
         apply = importlib.import_module(implementation).apply
-        changed, record = apply(module_of(load_program(trainable)), settings, bench)
+        # Sums, and so what is decided by them, do not depend on the number of cores.
+        with torch_threads(1):
+            changed, record = apply(module_of(load_program(trainable)), settings, bench)
         program = program_of(changed, bench.example)
         save_program(program, folder / PROGRAM)
         save_program(open_program_of(changed, bench.example), folder / TRAINABLE)
@@ -173,7 +177,7 @@ def on_floats(job: Job, settings: Method, base: Compressed, implementation: str)
         "float32",
         result.folder / REFERENCE,
         result.folder / TRAINABLE,
-        {**described(settings), **result.value},
+        record_of(settings, base, result.value),
     )
 
 
@@ -200,36 +204,47 @@ def workbench(job: Job, stage: Stage, budget: Budget | None = None) -> Any:
 
 
 def place_of(job: Job, budget: Budget) -> tuple[Device, ArtifactFormat]:
-    """Where a measured budget is spent: what it names, or what the recipe names first."""
+    """Where a measured budget is spent: what it names, or what the recipe names first.
+
+    Raises:
+        UsageError: if that is none of the devices it is compressed for.
+    """
     name = budget.device or job.recipe.devices[0]
+    if name not in job.devices:
+        known = ", ".join(job.devices) or "none"
+        raise UsageError(f"budget.device: {name} is not measured on here (devices: {known})")
     return job.devices[name], budget.format or job.recipe.formats[0]
 
 
-def _asks_a_device(settings: Method) -> Budget | None:
+def asks_a_device(settings: Method) -> Budget | None:
     """The budget of a method that a device has a say in: by its cost, or by the widths it likes."""
     budget: Budget | None = getattr(settings, "budget", None)
     rounds = getattr(settings, "round_to", None) == "device"
     return budget if budget is not None and (budget.is_measured or rounds) else None
 
 
-def _measured_on(job: Job, budget: Budget | None) -> list[str] | None:
+def _measured(job: Job, budget: Budget | None) -> dict[str, Any] | None:
+    """What the answer of a device depends on."""
     if budget is None:
         return None
     device, format_ = place_of(job, budget)
-    return [device.id, format_]
-
-
-def described(settings: Method) -> dict[str, Any]:
-    """A variant's settings as they stand in its artifacts' records."""
     return {
-        "settings": settings.model_dump(mode="json", exclude_none=True, by_alias=True),
+        "device": device.id,
+        "format": format_,
+        "measure": job.recipe.measure.model_dump(mode="json"),
+        "tolerances": job.recipe.tolerances.model_dump(mode="json"),
+        "export": job.recipe.export.model_dump(mode="json"),
+        "packages": package_versions(EXPORT_PACKAGES[format_]),
     }
 
 
-def calibration_record(job: Job) -> dict[str, Any]:
-    """Which samples calibrated a quantization."""
-    samples = job.data.arrays.calibration()
-    return {
-        "calibration_samples": len(samples),
-        "calibration_sha256": hashlib.sha256(samples.tobytes()).hexdigest(),
-    }
+def record_of(settings: Method, base: Compressed, found: Mapping[str, Any]) -> dict[str, Any]:
+    """What stands in the record of a variant's artifacts.
+
+    Args:
+        settings: what was asked for.
+        base: what it began with, whose own record is kept under ``from``.
+        found: what the method recorded.
+    """
+    asked = settings.model_dump(mode="json", exclude_none=True, by_alias=True)
+    return {"settings": asked, **found, **({"from": base.details} if base.details else {})}

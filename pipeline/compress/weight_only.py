@@ -35,7 +35,7 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from pipeline.compress import PACKAGES
 from pipeline.compress.units import Kept, is_constant, tensor_of
-from pipeline.compress.variants import Compressed, Job, described
+from pipeline.compress.variants import Compressed, Job, record_of
 from pipeline.data import Images
 from pipeline.model import PROGRAM, trace_graph
 from pipeline.programs import load_program, save_program
@@ -74,13 +74,14 @@ def make(job: Job, settings: Weights, base: Compressed) -> list[Compressed]:
             "format": base.format,
             "settings": settings.model_dump(mode="json", exclude={"name", "after"}),
             "data": job.data.key,
-            "samples": job.data.calibration_size,
+            "samples": job.data.calibration_size if settings.bits == 4 else 0,
         },
         PACKAGES,
     )
 
     def work(folder: Path) -> dict[str, Any]:
-        samples = job.data.arrays.calibration()
+        # Rounding to 255 values needs no samples.
+        samples = job.data.arrays.calibration() if settings.bits == 4 else None
         made, record = weight_only(
             load_program(base.program),
             base.format,
@@ -90,6 +91,8 @@ def make(job: Job, settings: Weights, base: Compressed) -> list[Compressed]:
             samples=samples,
         )
         save_program(made, folder / PROGRAM)
+        if samples is None:
+            return record
         return {**record, "calibration_sha256": hashlib.sha256(samples.tobytes()).hexdigest()}
 
     result = job.workspace.run(stage, work)
@@ -100,7 +103,7 @@ def make(job: Job, settings: Weights, base: Compressed) -> list[Compressed]:
             result.folder / PROGRAM,
             "int8",
             base.reference,
-            details={**base.details, **described(settings), **result.value},
+            details=record_of(settings, base, result.value),
         )
     ]
 

@@ -320,6 +320,12 @@ def test_calibration_is_the_same_each_time_and_from_the_train_split():
     assert not np.array_equal(one.flatten(), np.arange(5)), "drawn from everywhere, not the start"
 
 
+def test_what_judges_has_not_calibrated():
+    data = numbered(50, calibration=40)
+    _, judging = data.search_splits(seed=0)
+    assert not set(data.calibration().ravel()) & set(judging.x.ravel())
+
+
 def test_calibration_takes_what_there_is(folder: Path):
     assert len(load_data(npz(folder, calibration=100)).calibration()) == 8
 
