@@ -18,6 +18,7 @@ from devices.endpoints.adbd import Phone
 from devices.inventory import Device
 from devices.transport.adb import AdbTransport
 from profiles.config import parse
+from profiles.recipe import Recipe
 
 RECORDED = Path(__file__).parents[1] / "golden/stock/benchmark_model/2024-xnnpack.txt"
 README = Path(__file__).parents[2] / "README.md"
@@ -81,7 +82,7 @@ def commands() -> list[str]:
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files that the README tells a user to write."""
     folder = tmp_path_factory.mktemp("project")
-    devices, _phone, recipe = blocks("yaml")
+    devices, _phone, recipe, _variants = blocks("yaml")
     for ours, smaller in SMALLER.items():
         assert ours in devices + recipe, f"the README no longer says {ours!r}"
         devices, recipe = devices.replace(ours, smaller), recipe.replace(ours, smaller)
@@ -158,7 +159,7 @@ def test_every_command_of_the_readme_works_in_its_order(project: Path, phone: Ph
 
 
 def test_the_phone_of_the_readme_is_one(tmp_path: Path) -> None:
-    _devices, text, _recipe = blocks("yaml")
+    _devices, text, *_ = blocks("yaml")
     (entry,) = yaml.safe_load(text)["devices"]
     for library in entry["libraries"].values():
         (tmp_path / library).parent.mkdir(parents=True, exist_ok=True)
@@ -180,3 +181,12 @@ def test_the_python_of_the_readme_works(project: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert re.search(r"^int8 onnx [\d.]+ \(", done.stdout, flags=re.MULTILINE)
+
+
+def test_the_variants_of_the_readme_are_a_recipe_s():
+    *_, recipe, variants = blocks("yaml")
+    plain = {**yaml.safe_load(recipe), **yaml.safe_load(variants)}
+    known = {key: plain[key] for key in ("name", "variants", "devices")}
+    source = {"model": {"factory": "a:b"}, "data": {"factory": "a:b"}}
+    found = parse(Recipe, {**known, **source}, "README.md", Path())
+    assert [variant.after for variant in found.variants if variant.after] == ["half"]
