@@ -90,7 +90,7 @@ def exported(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported
     import torch
     from torch import nn
 
-    from pipeline.export import litert
+    from pipeline.export import write_artifact
     from pipeline.quiet import quiet
 
     torch.manual_seed(0)
@@ -101,7 +101,7 @@ def exported(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported
     x = torch.randn(1, 3, 32, 32)
     folder = tmp_path_factory.mktemp("exported")
     with quiet():
-        litert.write(torch.export.export(net, (x,)), folder / "net.tflite")
+        write_artifact(torch.export.export(net, (x,)), "tflite", folder / "net.tflite")
     x.numpy().tofile(folder / "x.bin")
     with torch.no_grad():
         return Exported(folder / "net.tflite", folder / "x.bin", net(x).numpy())
