@@ -37,7 +37,8 @@ class Hesso(Callback):
 
     Args:
         structure: of the module that is trained.
-        decide: asked once the warm-up is over, with its first-order saliencies.
+        decide: asked once the warm-up is over, with its first-order saliencies.  It may leave the
+            module in evaluation mode: the training goes on as it was.
 
     Attributes:
         record: what ``decide`` said why.
@@ -54,7 +55,10 @@ class Hesso(Callback):
     def begin(self, step: int, steps: int) -> None:
         """Decide once the warm-up is over."""
         if step == int(_WARM_UP * steps):
+            module = self._structure.module
+            was = module.training
             kept, scores, self.record = self._decide(self._taylor.scores)
+            module.train(was)
             self._leaves = self._ordered(kept, scores, _periods(steps))
 
     def update(self, step: int, steps: int) -> None:
@@ -63,14 +67,15 @@ class Hesso(Callback):
             self._taylor.add()
 
     def finish(self, step: int, steps: int) -> None:
-        """Shrink what leaves now, so that it comes to zero at the period's end."""
+        """Shrink what leaves in this period, evenly, so that it comes to zero at its end."""
         first, periods = int(_WARM_UP * steps), _periods(steps)
         length = max(1, int(_SHRINKING * steps) // periods)
         with torch.no_grad():
             for name, leaves in self._leaves.items():
                 left = first + (leaves + 1) * length - step  # steps until it is zero, this one too
                 factors = ((left - 1) / left.clamp(min=1)).clamp(0, 1)
-                self._scale(name, torch.where(leaves == _STAYS, 1.0, factors))
+                untouched = (leaves == _STAYS) | (left > length)  # its period is still to come
+                self._scale(name, torch.where(untouched, 1.0, factors))
 
     def kept(self) -> Kept:
         """The units that stay."""

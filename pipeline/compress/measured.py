@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.compress.costs import TOLERANCE
 from pipeline.compress.module import program_of
 from pipeline.compress.narrowing import Narrowing
 from pipeline.compress.slim import slim
@@ -30,20 +31,23 @@ def within_measured(
     """The widest network whose measured cost is within a budget.
 
     Two questions to the device: which of some networks, that spread over all that is possible,
-    come next to the budget; and which of some between those two meets it most closely.
+    come next to the budget; and which of some between those two meets it most closely.  Where none
+    is within it, the cheapest may exceed it by 2 % (``TOLERANCE``): so far the figures of the same
+    network differ from one question to the other.
 
     Args:
         narrowing: makes the candidates.
         budget: a measured one.
         bench: with its gauge.
-        family: widths for a share of the MACs, ``None`` where there are none; those of
-            ``narrowing`` where it is not given.
+        family: widths for a share of what all layers cost, each measured by itself; ``None`` where
+            there are none.  Where it is not given, those of ``narrowing`` for a share of the MACs.
 
     Returns:
-        The widths, and the record: the measured share, and those of all candidates.
+        The widths, and the record: the measured share, and those of all candidates by the share of
+        layers or MACs that they were made for (``shares_of`` says of which).
 
     Raises:
-        StageError: if none is within it, with the nearest share; or none can be measured.
+        StageError: if none is within it, with the nearest share; or one cannot be measured.
         DeviceError: if the device cannot be reached or leaves.
     """
     structure = narrowing.structure
@@ -57,24 +61,40 @@ def within_measured(
 
     shares = np.linspace(least, 1.0, _COARSE + 1)[:-1]
     found = _measured(narrowing, bench, make, shares.tolist())
-    inside = [at for at, (_, ratio) in found.items() if ratio <= budget.share]
-    if not inside:
-        nearest = min(ratio for _, ratio in found.values())
-        raise StageError(
-            f"budget: {budget.cost}: {budget.share:g} cannot be met: the nearest that can is"
-            f" {np.ceil(nearest * 1000) / 1000:g}",
-            "let more remain, or compress by another method first",
-        )
-    low = max(inside)
+    low = _widest(found, budget)
     high = min((at for at in (*found, 1.0) if at > low), default=1.0)
     between = np.linspace(low, high, _FINE + 2)[:-1].tolist()
     found |= _measured(narrowing, bench, make, between)
+    # What was inside the first time may be outside in other turns.
+    widths, ratio = found[_widest(found, budget)]
+    return dict(widths), {
+        "share_found": round(ratio, 4),
+        "tolerance": TOLERANCE,
+        "measured_by_share": {
+            f"{at:.3f}": round(ratio, 4) for at, (_, ratio) in sorted(found.items())
+        },
+        "shares_of": f"{budget.cost} of all layers, one by one" if family else "macs",
+    }
+
+
+def _widest(found: Mapping[float, tuple[Widths, float]], budget: Budget) -> float:
+    """The largest share whose network is within the budget, or the cheapest one's if it nearly is.
+
+    Raises:
+        StageError: if none is, with the nearest that can be met.
+    """
     inside = [at for at, (_, ratio) in found.items() if ratio <= budget.share]
-    # What was inside the first time may be a hair outside in other turns: the next one is not.
-    best = max(inside) if inside else min(found)
-    widths, ratio = found[best]
-    candidates = {f"{at:.3f}": round(ratio, 4) for at, (_, ratio) in sorted(found.items())}
-    return dict(widths), {"share_found": round(ratio, 4), "measured_by_macs_share": candidates}
+    if inside:
+        return max(inside)
+    cheapest = min(found, key=lambda at: found[at][1])
+    nearest = found[cheapest][1]
+    if nearest <= budget.share * (1 + TOLERANCE):
+        return cheapest
+    raise StageError(
+        f"budget: {budget.cost}: {budget.share:g} cannot be met: the nearest that can is"
+        f" {np.ceil(nearest * 1000) / 1000:g}",
+        "let more remain, or compress by another method first",
+    )
 
 
 def _measured(
@@ -83,7 +103,7 @@ def _measured(
     make: Callable[[float], Widths | None],
     shares: Sequence[float],
 ) -> dict[float, tuple[Widths, float]]:
-    """By share of the MACs, widths and what they cost as a share of the whole network."""
+    """By the share they are made for, widths and what they cost as a share of the whole network."""
     if bench.gauge is None:
         raise StageError("there is no device to measure a budget on")
     candidates = {share: widths for share in shares if (widths := make(share)) is not None}

@@ -172,11 +172,18 @@ class _Pruning:
         return found.multiple
 
     def _heaviest(self) -> str:
-        """Of the layers that can be pruned, the one that computes most."""
+        """Of the layers that can be pruned and may have any width, the one that computes most."""
         structure = self._structure
         makers = {path for group in structure.groups.values() for path in group.makers}
+        # What goes in groups hangs on the layer that it reads: there is always one that does not.
+        any_width = [path for path in sorted(makers) if not self._is_grouped(path)]
         macs = structure.macs_by_layer(structure.gone({}))
-        return max(sorted(makers), key=lambda path: macs[path])
+        return max(any_width, key=lambda path: macs[path])
+
+    def _is_grouped(self, path: str) -> bool:
+        """Whether a layer is a convolution in groups, but not a depthwise one."""
+        layer: Any = self._structure.module.get_submodule(path)
+        return 1 < getattr(layer, "groups", 1) < getattr(layer, "in_channels", 1)
 
 
 def _widths(structure: Structure, kept: Kept, gone: Gone) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from devices.inventory import Device
 from pipeline.campaign import Subject, measure
+from pipeline.export.batch import batch_of
 from pipeline.model import PROGRAM
 from pipeline.profile.parts import (
     CALL,
@@ -26,6 +27,7 @@ from profiles.canonical import digest, file_sha256
 from profiles.comparison import Round, medians_by_round
 from profiles.energy import energy_of_run, summarise_energy
 from profiles.errors import StageError
+from profiles.export import Batch, Export, Partitioner
 from profiles.measure import Measure
 from profiles.measurements import summary_of
 from profiles.quality import counting_runs
@@ -54,6 +56,7 @@ class DeviceGauge:
         tolerances: of the outputs, by data type.
         model: name for the records.
         cost: ``latency`` in nanoseconds, or ``energy`` in microjoules.
+        partitioner: ExecuTorch's, as of the artifacts that are chosen for.
     """
 
     workspace: Workspace
@@ -63,6 +66,7 @@ class DeviceGauge:
     tolerances: Tolerances = field(default_factory=Tolerances)
     model: str = "gauge"
     cost: str = "latency"
+    partitioner: Partitioner = "xnnpack"
 
     def measure(self, programs: Mapping[str, ExportedProgram]) -> dict[str, float]:
         """What one call of each program costs.
@@ -71,9 +75,9 @@ class DeviceGauge:
             programs: by name, of a fixed batch size, with their example inputs.
 
         Returns:
-            By name, nanoseconds or microjoules of one call.  Of the latency also, under ``call``,
-            those of an empty network, which took part in the turns: what is to be subtracted from a
-            program that is a part of another.
+            By name, nanoseconds or microjoules of one call, above 0.  Of the latency also, under
+            ``call``, those of an empty network, which took part in the turns: what is to be
+            subtracted from a program that is a part of another.
 
         Raises:
             StageError: if any cannot be exported or measured, by name.
@@ -151,7 +155,8 @@ class DeviceGauge:
 
             result = self.workspace.run(stage, work)
         parts = _uncut(result.key, result.folder, result.value["dtype"])
-        return self._exported(Network(result.folder / PROGRAM, self.model, name, ()), parts, WHOLE)
+        network = Network(result.folder / PROGRAM, self.model, name, ())
+        return self._exported(network, parts, WHOLE, self._settings(batch_of(program)))
 
     def _call(self) -> Subject:
         def work(folder: Path) -> dict[str, Any]:
@@ -161,10 +166,16 @@ class DeviceGauge:
         result = self.workspace.run(Stage("gauge-call", {}, ("torch",)), work)
         parts = _uncut(result.key, result.folder, "float32")
         network = Network(result.folder / f"{CALL}.pt2", self.model, "gauge", ())
-        return self._exported(network, parts, CALL)
+        return self._exported(network, parts, CALL, self._settings(1))
 
-    def _exported(self, network: Network, parts: Parts, part: str) -> Subject:
-        return subject_of(self.workspace, network, parts, part, self.format, self.tolerances)
+    def _settings(self, batch: Batch | None) -> Export:
+        """As a recipe exports what is shipped, but each program with the batch that it has."""
+        return Export(batch=batch or 1, partitioner=self.partitioner)
+
+    def _exported(self, network: Network, parts: Parts, part: str, settings: Export) -> Subject:
+        return subject_of(
+            self.workspace, network, parts, part, self.format, self.tolerances, settings
+        )
 
 
 def gauge_for(job: Job, device: Device, format_: ArtifactFormat, cost: str) -> DeviceGauge:
@@ -175,10 +186,28 @@ def gauge_for(job: Job, device: Device, format_: ArtifactFormat, cost: str) -> D
         device: to measure on.
         format_: whose runtime.
         cost: ``latency`` or ``energy``.
+
+    Raises:
+        StageError: if the recipe's artifacts take more than one example with a call: what costs
+            least with one need not with many.
     """
     recipe = job.recipe
+    if recipe.export.batch not in (1, "dynamic"):
+        raise StageError(
+            f"{cost}: choices are measured with one example, and export.batch is"
+            f" {recipe.export.batch}",
+            "take a budget that is counted (macs or parameters) and round_to a number, or"
+            " export.batch: 1",
+        )
     return DeviceGauge(
-        job.workspace, device, format_, recipe.measure, recipe.tolerances, recipe.name, cost
+        job.workspace,
+        device,
+        format_,
+        recipe.measure,
+        recipe.tolerances,
+        recipe.name,
+        cost,
+        recipe.export.partitioner,
     )
 
 
@@ -206,5 +235,7 @@ def _cost(trial: Trial) -> float | str:
         return f"{trial.status}: {trial.reason}"
     if trial.plan.kind == "energy":
         runs = [energy_of_run(run.details) for run in counting_runs(trial)]
-        return summarise_energy(runs).net_uj.value
+        net = summarise_energy(runs).net_uj
+        least = net.ci95[0] if net.ci95 else net.value
+        return net.value if least > 0 else "its energy is too small to be told from idle"
     return float(summary_of(trial).median_ns)

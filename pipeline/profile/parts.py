@@ -18,6 +18,7 @@ from pipeline.quiet import quiet
 from pipeline.stage import Stage, StageResult, Workspace
 from profiles.canonical import digest, file_sha256
 from profiles.errors import StageError
+from profiles.export import Export
 from profiles.recipe import Tolerance, Tolerances
 from profiles.records import RUNTIME_OF, Artifact, ArtifactFormat
 
@@ -163,6 +164,7 @@ def subject_of(
     part: str,
     format_: ArtifactFormat,
     tolerances: Tolerances,
+    settings: Export | None = None,
 ) -> Subject:
     """Export one part, and see that its runtime computes what PyTorch does: else no timing.
 
@@ -172,6 +174,7 @@ def subject_of(
         part: number of a block, ``call`` or ``whole``.
         format_: to export to.
         tolerances: of the outputs, by the data type.
+        settings: see :func:`pipeline.export.export_stage`.
 
     Raises:
         StageError: if the format cannot express it, or it computes something else.
@@ -186,6 +189,7 @@ def subject_of(
         variant=f"{network.variant} {name}",
         dtype=dtype,
         role="block",
+        settings=settings,
     )
     inputs = parts.values(part, "in")
     if any(value.dtype != np.float32 for value in inputs):

@@ -151,7 +151,8 @@ class Liked:
         why: in words.
         slopes: for each multiple that was looked at, what the last channels up to it cost, as a
             share of what so many cost on average, with its 95 % interval.
-        curve: latency in nanoseconds over width, without the call.
+        curve: latency in nanoseconds over width, without the call; of widths that take longer than
+            the call alone.
     """
 
     multiple: int
@@ -169,7 +170,8 @@ def liked_multiple(gauge: Rounds, shape: LayerShape) -> Liked:
 
     Args:
         gauge: of the latency, on the device and for the runtime that it is asked for.
-        shape: of the layer; its ``outputs`` are varied.
+        shape: of the layer; its ``outputs`` are varied, those of a depthwise one with its
+            ``inputs``.  Other grouped convolutions have no shape for each width.
 
     Raises:
         StageError, DeviceError: as :meth:`pipeline.profile.gauge.DeviceGauge.measure`.
@@ -182,7 +184,7 @@ def liked_multiple(gauge: Rounds, shape: LayerShape) -> Liked:
     rounds = gauge.rounds({str(width): one.program() for width, one in programs.items()})
     own = {width: _own(rounds[str(width)], rounds[CALL]) for width in widths}
     slopes = {m: _slope(found, own) for m, found in pairs.items()}
-    curve = {width: float(np.median(list(own[width].values()))) for width in widths}
+    curve = {width: float(np.median(list(its.values()))) for width, its in own.items() if its}
     multiple, why = _judged(slopes)
     return Liked(multiple, why, slopes, curve)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,10 +16,14 @@ from torch import nn
 
 from devices.inventory import Device
 from pipeline.compress.module import program_of
-from pipeline.profile.gauge import DeviceGauge
+from pipeline.profile import gauge as of_gauge
+from pipeline.profile.gauge import DeviceGauge, gauge_for
 from pipeline.stage import Workspace
+from profiles.energy import energy_of_run
 from profiles.errors import StageError
+from profiles.export import Export
 from profiles.measure import Measure
+from profiles.recipe import Tolerances
 from tests import builders
 
 SETTINGS = Measure(runs=3, iterations=8, warmup_seconds=0)
@@ -89,6 +95,45 @@ def test_energy_is_that_of_the_meter(workspace, tmp_path):
     assert gauge.measure({"narrow": network(8)}) == {
         "narrow": pytest.approx(2e6 * 9.9 / 1000, rel=0.01)
     }
+
+
+@pytest.mark.parametrize("above_idle_mw", [(1, 1, 1, 1, 200), (-5, -5, -4, -5, -5)])
+def test_an_energy_that_may_be_nothing_is_a_reason(workspace, tmp_path, monkeypatch, above_idle_mw):
+    above = iter(above_idle_mw)
+    monkeypatch.setattr(
+        of_gauge,
+        "energy_of_run",
+        lambda told: replace(energy_of_run(told), active_uw=1e6 + 1e3 * next(above)),
+    )
+    meter = {"replay": str(recording(tmp_path))}
+    gauge = DeviceGauge(workspace, scripted(tmp_path, meter=meter), "onnx", SETTINGS, cost="energy")
+    with pytest.raises(StageError, match="narrow: its energy is too small to be told from idle"):
+        gauge.measure({"narrow": network(8)})
+
+
+def job(workspace: Workspace, **export: Any) -> Any:
+    recipe = SimpleNamespace(
+        measure=SETTINGS, tolerances=Tolerances(), name="net", export=Export(**export)
+    )
+    return SimpleNamespace(workspace=workspace, recipe=recipe)
+
+
+def test_what_is_measured_is_lowered_as_what_is_shipped(workspace, tmp_path):
+    shipped = job(workspace, partitioner="none", batch="dynamic")
+    gauge = gauge_for(shipped, scripted(tmp_path), "executorch", "latency")
+    gauge.measure({"shipped": network(8)})
+    artifacts = {trial.artifact_sha256 for trial in workspace.store.trials()}
+    with workspace.store._engine.connect() as connection:
+        rows = connection.exec_driver_sql(
+            "select sha256, details from artifact where format = 'executorch'"
+        ).all()
+    assert len(rows) == 2 and {sha256 for sha256, _ in rows} <= artifacts
+    assert {json.loads(details)["partitioner"] for _, details in rows} == {"none"}
+
+
+def test_choices_for_a_larger_batch_are_not_measured_with_one_example(workspace, tmp_path):
+    with pytest.raises(StageError, match=r"with one example, and export\.batch is 4"):
+        gauge_for(job(workspace, batch=4), scripted(tmp_path), "onnx", "latency")
 
 
 def test_without_a_meter_there_is_a_reason_and_a_way_out(workspace, tmp_path):

@@ -92,6 +92,7 @@ class Watched(Hesso):
 
     def _told(self, scores: Scores, kept: Kept) -> tuple[Kept, Scores, dict[str, Any]]:
         self.scores.append({name: value.copy() for name, value in scores.items()})
+        self._structure.module.eval()  # as all do that measure or export it
         order = {name: np.arange(len(value), dtype=float) for name, value in scores.items()}
         return kept, order, {"why": "told"}
 
@@ -137,6 +138,25 @@ def test_redundant_units_shrink_to_zero_in_periods_and_stay_there(bench):
         assert hesso.seen[-1]["one"][unit] > 0
     before, halfway, gone = (hesso.seen[step]["one"][9] for step in (10, 11, 12))
     assert 0 == gone < halfway < 0.8 * before, "it shrinks, and is not cut off"
+
+
+def test_a_unit_is_left_alone_until_its_own_period(bench):
+    structure = Structure(made(), bench.example)
+    hesso = Watched(structure, {"one": [*range(10, 16)], "two": [*range(12, 24)]})
+    whole = largest(structure, "one")[9]
+    for step in range(STEPS // 10, 13):
+        hesso.begin(step, STEPS)
+        hesso.finish(step, STEPS)
+    assert [step["one"][9] / whole for step in hesso.seen] == [1] * 8 + [0.5, 0]
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_what_decides_does_not_change_how_batch_norms_go_on(bench, training):
+    module = made().train(training)
+    hesso = Watched(Structure(module, bench.example), {})
+    module.train(training)
+    hesso.begin(STEPS // 10, STEPS)
+    assert hesso.scores and {part.training for part in module.modules()} == {training}
 
 
 def test_removing_what_is_redundant_does_not_change_the_function(bench):

@@ -443,9 +443,68 @@ def test_a_measured_budget_is_met_by_what_the_device_says(bench):
     costs = [gauge.cost(program_of(one, bench.example)) for one in (small, made(Plain))]
     assert record["budget"]["share_found"] == round(costs[0] / costs[1], 4)
     assert 0.53 < record["budget"]["share_found"] <= 0.6
+    assert (
+        record["budget"]["shares_of"] == "macs" and len(record["budget"]["measured_by_share"]) > 6
+    )
     assert len(gauge.asked) == 2, "two questions"
     with pytest.raises(StageError, match=r"energy: 0\.01 cannot be met: .* is 0\.115"):
         apply(made(Plain), settings(budget={"energy": 0.01}), bench.with_gauge(gauge))
+
+
+class Drifting(FakeGauge):
+    """Small networks cost more when it is asked again."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def measure(self, programs: Mapping[str, Any]) -> Mapping[str, float]:
+        found = super().measure(programs)
+        again = self.factor if len(self.asked) > 1 else 1.0
+        return {name: cost * (1 if name == "whole" else again) for name, cost in found.items()}
+
+
+def test_a_budget_is_exceeded_by_no_more_than_the_named_tolerance(bench):
+    """The narrowest network was inside once, and in the next turns it is not."""
+    structure = Structure(made(Plain), bench.example)
+    narrowing = Narrowing(structure, magnitude(structure), 8, "global")
+    small = slim(structure, narrowing.gone(narrowing.at(1.0)))
+    gauge = FakeGauge()
+    costs = [gauge.cost(program_of(one, bench.example)) for one in (small, made(Plain))]
+    asked = settings(budget={"latency": 1.005 * costs[0] / costs[1]})
+    _, record = apply(made(Plain), asked, bench.with_gauge(Drifting(1.02)))
+    found = record["budget"]
+    assert found["latency"] < found["share_found"] < found["latency"] * (1 + found["tolerance"])
+    nearest = f"{np.ceil(1.05 * costs[0] / costs[1] * 1000) / 1000:g}"
+    with pytest.raises(StageError, match=f"cannot be met: the nearest that can is {nearest} "):
+        apply(made(Plain), asked, bench.with_gauge(Drifting(1.05)))
+
+
+class Grouped(nn.Module):
+    """Its second convolution, in groups, computes most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before = nn.Conv2d(3, 12, 2, 2)
+        self.grouped, self.last = nn.Conv2d(12, 48, 3, 1, 1, groups=3), nn.Linear(48, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.grouped(self.before(x)).relu().mean((2, 3)))
+
+
+class Telling(FakeGauge):
+    """Tells rounds, too."""
+
+    def rounds(self, programs: Mapping[str, Any]) -> dict[str, dict[tuple[int, int], float]]:
+        found = self.measure(programs)
+        return {name: {(1, n): ns for n in range(3)} for name, ns in found.items()}
+
+
+def test_no_grouped_convolution_is_asked_which_widths_are_liked(bench):
+    asked = settings(round_to="device", budget={"macs": 0.8})
+    _, record = apply(made(Grouped), asked, bench.with_gauge(Telling()))
+    assert record["widths"]["grouped"][1] < 48, "it is pruned all the same"
+    assert (record["round_to"]["layer"], record["round_to"]["multiple"]) == ("before", 1)
 
 
 def test_layer_adaptive_widths_distort_less_than_uniform_ones_of_the_same_macs(bench):
@@ -468,4 +527,5 @@ def test_layer_adaptive_widths_against_what_layers_take(bench):
     _, record = apply(made(Plain), asked, bench.with_gauge(gauge))
     assert 0.4 < record["budget"]["share_found"] <= 0.6
     assert gauge.asked[0] > 10, "layers at their widths"
+    assert record["budget"]["shares_of"] == "latency of all layers, one by one"
     assert len(gauge.asked) == 3

@@ -93,6 +93,19 @@ def test_two_rounds_are_not_enough_to_decide():
     assert found.multiple == DEFAULT and "cannot be told" in found.why
 
 
+def test_widths_that_take_no_longer_than_a_call_have_no_place_on_the_curve():
+    """And no NaN, which no record holds."""
+
+    class Quick(Tiled):
+        def _ns(self, program: Any) -> float:
+            ns = super()._ns(program)
+            return ns if ns > 32_000 else -1.0
+
+    found = liked_multiple(Quick(1), SHAPE)
+    assert min(found.curve) == 36 and all(map(math.isfinite, found.curve.values()))
+    assert found.multiple == DEFAULT and "cannot be told" in found.why
+
+
 def test_a_layer_too_narrow_to_tell_asks_nothing():
     gauge = Tiled(8)
     found = liked_multiple(gauge, LayerShape(4, 1, (8, 8), (1, 1), (1, 1), (0, 0), (1, 1)))
