@@ -6,14 +6,12 @@ from typing import Any
 
 from torch import nn
 
-from pipeline.compress.masks import nonzero, prunable
-from pipeline.compress.schedules import Held
 from pipeline.compress.workbench import Workbench
 from profiles.compression import Tuned
 
 
 def apply(module: nn.Module, settings: Tuned, bench: Workbench) -> tuple[nn.Module, dict[str, Any]]:
-    """Fine-tune a model; where single weights of a layer are zero already, they stay zero.
+    """Fine-tune a model.
 
     Args:
         module: to train, in place.
@@ -21,14 +19,8 @@ def apply(module: nn.Module, settings: Tuned, bench: Workbench) -> tuple[nn.Modu
         bench: with what.
 
     Returns:
-        The module and the record of its training, with the layers whose zeros were held.
+        The module and the record of its training.
     """
     before = bench.accuracy(module)
-    weights = prunable(module)
-    # A layer of nothing but zeros was not pruned but begins so, as the last of a block may.
-    masks = {p: mask for p, mask in nonzero(weights).items() if mask.any() and not mask.all()}
-    callbacks = [Held(weights, masks)] if masks else []
-    record = bench.fine_tune(
-        module, settings.train, settings.distil, settings.name, callbacks=callbacks
-    )
-    return module, {"validation_accuracy_before": before, "zeros_held": sorted(masks), **record}
+    record = bench.fine_tune(module, settings.train, settings.distil, settings.name)
+    return module, {"validation_accuracy_before": before, **record}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 #: By the path of a layer, its weight.
 Weights = Mapping[str, torch.Tensor]
@@ -19,11 +21,19 @@ def prunable(module: nn.Module) -> dict[str, torch.Tensor]:
     """The weights of convolutions and linear layers by their layers' paths; shared ones once."""
     found: dict[str, torch.Tensor] = {}
     for path, layer in module.named_modules():
-        if isinstance(layer, _LAYERS) and not any(
-            layer.weight is known for known in found.values()
-        ):
-            found[path] = layer.weight
+        if not isinstance(layer, _LAYERS):
+            continue
+        weight = _trained(layer)
+        if not any(weight is known for known in found.values()):
+            found[path] = weight
     return found
+
+
+def _trained(layer: nn.Module) -> torch.Tensor:
+    """A layer's weight as the optimiser knows it: QAT's is rounded from one that stays exact."""
+    rounded = parametrize.is_parametrized(layer, "weight")
+    weight = layer.parametrizations.weight.original if rounded else layer.weight  # type: ignore
+    return cast(torch.Tensor, weight)
 
 
 def local(weights: Weights, shares: Mapping[str, float]) -> Masks:
@@ -114,6 +124,14 @@ def keeps_pattern(weight: torch.Tensor, kept: int, of: int) -> bool:
 def nonzero(weights: Weights) -> Masks:
     """Where weights are not zero."""
     return {path: weight.detach() != 0 for path, weight in weights.items()}
+
+
+def pruned(weights: Weights) -> Masks:
+    """Where weights are not zero, of the layers that have both.
+
+    A layer of nothing but zeros was not pruned but begins so, as the last of a block may.
+    """
+    return {path: mask for path, mask in nonzero(weights).items() if mask.any() and not mask.all()}
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Literal
 
 import torch
@@ -64,6 +64,11 @@ class Held(Callback):
 
     def __init__(self, weights: Weights, masks: Masks) -> None:
         self._weights, self._masks = weights, masks
+
+    @property
+    def paths(self) -> Collection[str]:
+        """The layers whose masks it decides."""
+        return self._weights.keys()
 
     def finish(self, step: int, steps: int) -> None:
         """After the optimiser's step."""

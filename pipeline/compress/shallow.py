@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Interpreter, Node
 
+from pipeline.compress.batch_norms import settle
 from pipeline.compress.distortion import SAMPLES, few_samples, finite_logits
 from pipeline.compress.module import forget_unused
 from pipeline.compress.workbench import Workbench
@@ -227,24 +228,3 @@ def _independence(one: torch.Tensor, other: torch.Tensor) -> float:
     same = (one * other).sum()
     sums = rows.sum() * columns.sum() / ((count - 1) * (count - 2))
     return float(same + sums - 2 * rows @ columns / (count - 2))
-
-
-def settle(module: nn.Module, samples: Images) -> None:
-    """Set batch-norm statistics from images, for a network that is not what they were taken from.
-
-    Args:
-        module: in place; left in evaluation mode.
-        samples: inputs, shape ``(n, channels, height, width)``.
-    """
-    norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    module.eval()
-    for number, start in enumerate(range(0, len(samples), _BATCH), 1):
-        for norm in norms:
-            norm.momentum = 1 / number  # a plain average over batches
-            norm.train()
-        with torch.no_grad(), torch_threads(1):
-            module(torch.from_numpy(samples[start : start + _BATCH]))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    module.eval()

@@ -13,6 +13,7 @@ from torch import nn
 
 from pipeline.compress import masks as masking
 from pipeline.compress import nncf_pruning
+from pipeline.compress.batch_norms import settle
 from pipeline.compress.masks import Masks, Weights, prunable
 from pipeline.compress.schedules import Adaptive, Choose, Cyclical, Gradual, Held
 from pipeline.compress.workbench import Workbench
@@ -38,7 +39,8 @@ def apply(
 
     Returns:
         The module, and the record: the sparsity asked for and found, of the whole and of each
-        layer; layers that were left dense and why; layers of which nothing is left; the training.
+        layer; layers that were left dense and why; layers of which nothing is left; the training,
+        or without any, whether batch norms were settled on what they are given now.
 
     Raises:
         StageError: if no layer can be pruned so, or the training comes to nothing.
@@ -160,7 +162,7 @@ def _trained(
     callback: Callback,
 ) -> dict[str, Any]:
     if training is None:
-        return {}
+        return {"batch_norms_settled": True} if settle(module, bench.calibration) else {}
     return bench.fine_tune(module, training, settings.distil, settings.name, callbacks=(callback,))
 
 

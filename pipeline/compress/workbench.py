@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from pipeline.compress.distillation import Distillation
+from pipeline.compress.masks import prunable, pruned
 from pipeline.compress.module import module_of
+from pipeline.compress.schedules import Held
 from pipeline.data import Images, Split
 from pipeline.programs import load_program
 from pipeline.stage import Progress
@@ -97,6 +99,9 @@ class Workbench:
     ) -> dict[str, Any]:
         """Train on the labels, and on the uncompressed model's outputs if asked for.
 
+        Where single weights of a layer are zero already, they stay zero, whatever came before and
+        whatever trains: unless a callback decides which of this layer's weights are.
+
         Args:
             module: to train, in place.
             training, distil: how.
@@ -105,7 +110,8 @@ class Workbench:
             stage: tells the checkpoints of several fine-tunings of one compression apart.
 
         Returns:
-            The record: settings, and accuracy on the validation examples after it.
+            The record: settings, and accuracy on the validation examples after it; and the layers
+            whose zeros were held, if any.
 
         Raises:
             DataError: if the module cannot take the data, or has too few classes for it.
@@ -114,6 +120,9 @@ class Workbench:
         """
         first = logits_of(module.eval(), self.train.x[:1], 1)
         demand_classes(first, self.train.y, "the model")
+        held = _zeros(module, callbacks)
+        if held is not None:
+            callbacks = [*callbacks, held]
         checkpoint = self.checkpoint.with_name(f"{self.checkpoint.name}{stage}.pt")
         with Distillation(module, self.teacher if distil else None, distil) as loss_of:
 
@@ -136,8 +145,17 @@ class Workbench:
             "train": training.model_dump(mode="json"),
             "distil": distil.model_dump(mode="json") if distil else None,
             "validation_accuracy": self.accuracy(module),
+            **({"zeros_held": sorted(held.paths)} if held is not None else {}),
         }
 
     def with_gauge(self, gauge: Gauge) -> Workbench:
         """The same with a device to measure on."""
         return replace(self, gauge=gauge)
+
+
+def _zeros(module: nn.Module, callbacks: Sequence[Callback]) -> Held | None:
+    """Holds the zeros of an earlier step of a chain; ``None`` where there are none."""
+    decided = {path for one in callbacks if isinstance(one, Held) for path in one.paths}
+    weights = {path: w for path, w in prunable(module).items() if path not in decided}
+    masks = pruned(weights)
+    return Held({path: weights[path] for path in masks}, masks) if masks else None

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from pipeline.compress import shallow
+from pipeline.compress.batch_norms import settle
 from pipeline.compress.module import module_of, open_program_of
-from pipeline.compress.shallow import blocks, settle, similarities
+from pipeline.compress.shallow import blocks, similarities
 from pipeline.compress.workbench import Workbench
 from pipeline.data import Split
 from pipeline.examples.resnet20 import ResNet20
@@ -219,6 +220,26 @@ def test_batch_norms_learn_what_they_are_given_now() -> None:
     torch.testing.assert_close(norm.running_mean, given.mean((0, 2, 3)), atol=0.02, rtol=0)
     assert not any(layer.training for layer in module.modules())
     assert norm.momentum == momentum
+
+
+@pytest.mark.parametrize("count", [33, 65])
+def test_a_last_image_alone_has_no_variance_and_stays_with_the_others(count: int) -> None:
+    """Where a batch norm is given one value per channel and image."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 32), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+    module = module_of(open_program_of(Model(net.eval()), torch.from_numpy(image(count=2))))
+    x = image(count=count)
+    assert settle(module, x)
+    with torch.no_grad():
+        given = module.get_submodule("model.0")(torch.from_numpy(x))
+    norm = module.get_submodule("model.1")
+    torch.testing.assert_close(norm.running_mean, given.mean((0, 2, 3)), atol=0.02, rtol=0)
+
+
+def test_one_image_and_networks_without_batch_norms_settle_nothing() -> None:
+    norm = nn.BatchNorm2d(3)
+    assert not settle(norm, image(count=1))
+    assert (norm.running_mean == 0).all()
+    assert not settle(nn.Conv2d(3, 4, 3), image(count=4))
 
 
 def test_what_is_left_is_fine_tuned_with_the_whole_network_as_teacher(

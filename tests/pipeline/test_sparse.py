@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,14 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.compress import finetune, sparse
+from pipeline.compress import finetune, qat, sparse, structured
 from pipeline.compress.masks import keeps_pattern, prunable
 from pipeline.compress.module import module_of, open_program_of, program_of
 from pipeline.compress.workbench import Workbench
 from pipeline.data import Split
 from pipeline.programs import load_program, save_program
 from pipeline.training import torch_threads
-from profiles.compression import Distil, Sparse, Training, Tuned
+from profiles.compression import Budget, Distil, Int8, Sparse, Structured, Training, Tuned
 from profiles.errors import StageError
 
 TRAINING = Training(epochs=3, batch_size=16, learning_rate=0.01, weight_decay=0.1, seed=1)
@@ -295,6 +296,87 @@ def test_what_is_tuned_after_it_keeps_its_zeros(folder: Path):
         assert not torch.equal(after, before[path])
     assert prunable(module)["deep"].any()
     assert set(record) >= {"validation_accuracy_before", "validation_accuracy", "train"}
+
+
+def pruned(folder: Path) -> tuple[nn.Module, Workbench]:
+    """With 70 % of each layer's weights gone, without training."""
+    bench = make_bench(folder)
+    module = module_of(load_program(folder / "teacher.pt2"))
+    sparse.apply(module, settings(sparsity=0.7, scope="local"), bench)
+    return module, bench
+
+
+def test_zeros_stay_while_it_is_trained_for_int8(folder: Path, tmp_path: Path):
+    module, bench = pruned(folder)
+    before = {path: weight.detach().clone() for path, weight in prunable(module).items()}
+    int8 = Int8(name="int8", method="int8", train=TRAINING)
+    _, record = qat.apply(module, int8, replace(bench, checkpoint=tmp_path / "c"))
+    assert record["zeros_held"] == sorted(LAYERS)
+    for path, weight in prunable(module).items():
+        assert torch.equal(weight == 0, before[path] == 0)
+        assert not torch.equal(weight, before[path])
+
+
+def test_zeros_stay_while_what_is_left_of_it_is_trained(folder: Path, tmp_path: Path):
+    module, bench = pruned(folder)
+    narrow = Structured(
+        name="narrow",
+        method="structured",
+        budget=Budget(macs=0.7),
+        round_to=1,
+        train=TRAINING,
+    )
+    smaller, record = structured.apply(module, narrow, replace(bench, checkpoint=tmp_path / "c"))
+    weights = prunable(smaller)
+    assert weights["point"].numel() < LAYERS["point"]
+    # Which channels go has little to do with where zeros are.
+    assert zeros(weights) > 0.5
+    assert record["zeros_held"]
+
+
+def test_a_method_that_chooses_masks_itself_may_take_zeros_back(folder: Path, tmp_path: Path):
+    module, bench = pruned(folder)
+    again = settings(sparsity=0.4, scope="local", schedule="cyclical", cycles=2, train=TRAINING)
+    _, record = sparse.apply(module, again, replace(bench, checkpoint=tmp_path / "c"))
+    assert record["sparsity_found"] == pytest.approx(0.4, abs=0.02)
+    assert "zeros_held" not in record
+
+
+def test_what_a_pattern_does_not_fit_keeps_its_zeros(folder: Path, tmp_path: Path):
+    module, bench = pruned(folder)
+    again = settings(pattern="2:4", train=TRAINING)
+    _, record = sparse.apply(module, again, replace(bench, checkpoint=tmp_path / "c"))
+    assert record["zeros_held"] == ["deep", "stem"]
+    assert record["layers"]["stem"]["found"] == pytest.approx(0.7, abs=0.02)
+
+
+# -- batch norms
+
+
+@pytest.mark.parametrize("how", [{"sparsity": 0.7}, {"pattern": "2:4"}])
+def test_without_training_batch_norms_are_settled_on_what_they_are_given_now(
+    folder: Path, how: dict[str, Any]
+):
+    bench = make_bench(folder)
+    module = module_of(load_program(folder / "teacher.pt2"))
+    if "pattern" in how:  # which does not fit the stem
+        with torch.no_grad():
+            module.get_submodule("stem").weight.mul_(3)
+    _, record = sparse.apply(module, settings(**how), bench)
+    assert record["batch_norms_settled"] is True
+    with torch.no_grad():
+        given = module.get_submodule("stem")(torch.from_numpy(bench.calibration))
+    norm = module.get_submodule("norm")
+    torch.testing.assert_close(norm.running_mean, given.mean((0, 2, 3)))
+    torch.testing.assert_close(norm.running_var, given.var((0, 2, 3)))
+    assert not norm.training
+
+
+def test_trained_ones_follow_by_themselves_and_where_there_are_none_nothing_is_said(folder: Path):
+    assert "batch_norms_settled" not in made(folder, sparsity=0.5, train=TRAINING)[1]
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 4))
+    _, record = sparse.apply(plain, settings(sparsity=0.5, scope="local"), make_bench(folder))
+    assert "batch_norms_settled" not in record
 
 
 # -- interrupted

@@ -159,7 +159,7 @@ def test_finetune_tells_what_it_was_before(bench: Workbench):
     assert tuned is module
     assert record["validation_accuracy_before"] == before
     assert record["validation_accuracy"] == bench.accuracy(tuned)
-    assert record["zeros_held"] == []
+    assert "zeros_held" not in record  # there were none
 
 
 @pytest.mark.parametrize(
