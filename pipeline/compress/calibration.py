@@ -36,6 +36,7 @@ class Drop:
         accuracy: of this one.
         drop: the difference, as a fraction; negative where this one is better.
         ci95: its paired 95 % interval.
+        validation_seen_in_training: whether the uncompressed model was trained on them.
     """
 
     examples: int
@@ -43,6 +44,7 @@ class Drop:
     accuracy: float
     drop: float
     ci95: tuple[float, float]
+    validation_seen_in_training: bool = False
 
     def describe(self) -> str:
         """In points, with the interval."""
@@ -53,12 +55,21 @@ class Drop:
 class Judge:
     """Tells what programs lose, on examples that neither calibrated nor test.
 
+    No compression trains on them.  But where the recipe trains the model itself, it does so on the
+    whole train split: the uncompressed model has seen them then, and is better on them than on new
+    ones.  A compressed one that was trained since has forgotten some of that, and its drop is
+    larger here than on new examples.
+
     Args:
         reference: the uncompressed program.
         validation: labelled examples of the train split.
+        seen: whether the uncompressed model was trained on them.
     """
 
-    def __init__(self, reference: ExportedProgram, validation: Split) -> None:
+    def __init__(
+        self, reference: ExportedProgram, validation: Split, *, seen: bool = False
+    ) -> None:
+        self._seen = seen
         self._x, self._y = validation.x[:MOST_JUDGED], validation.y[:MOST_JUDGED]
         self._before = self._right(reference)
 
@@ -67,7 +78,7 @@ class Judge:
         after = self._right(program)
         before, now = float(self._before.mean()), float(after.mean())
         interval = paired_drop_interval(self._before, after)
-        return Drop(len(after), before, now, before - now, interval)
+        return Drop(len(after), before, now, before - now, interval, self._seen)
 
     def _right(self, program: ExportedProgram) -> NDArray[np.bool_]:
         right: NDArray[np.bool_] = outputs_of(program, self._x).argmax(1) == self._y

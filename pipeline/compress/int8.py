@@ -30,12 +30,14 @@ class Choice:
         choices: what the runtime's quantizer is told beside its defaults.
         keep: modules left in FP32, as patterns of their paths.
         costs_ns: by block, what it takes longer in FP32, where that was measured.
+        depth: levels of modules that were gone down to find these blocks.
     """
 
     name: str
     choices: Mapping[str, Any] = field(default_factory=dict)
     keep: tuple[str, ...] = ()
     costs_ns: Mapping[str, float] = field(default_factory=dict)
+    depth: int | None = None
 
 
 def make(job: Job, settings: Int8, base: Compressed) -> list[Compressed]:
@@ -58,7 +60,11 @@ def make(job: Job, settings: Int8, base: Compressed) -> list[Compressed]:
     if settings.train is not None:
         # Of what decides about integers later, nothing changes how it is trained.
         training = Int8(
-            name=settings.name, method="int8", train=settings.train, distil=settings.distil
+            name=settings.name,
+            method="int8",
+            keep=settings.keep,
+            train=settings.train,
+            distil=settings.distil,
         )
         base = on_floats(job, training, base, "pipeline.compress.qat")
     if settings.precision == "measured":
@@ -80,7 +86,9 @@ def quantized(job: Job, settings: Int8, base: Compressed, choice: Choice) -> Com
             "choices": dict(choice.choices),
             "max_drop": settings.max_drop,
             "costs_ns": dict(choice.costs_ns) if settings.max_drop else {},
+            "depth": choice.depth if settings.max_drop else None,
             "smooth": settings.smooth,
+            "validation_seen": _seen(job),
             "data": job.data.key,
             "samples": job.data.calibration_size,
         },
@@ -113,9 +121,14 @@ def describe(control: Mapping[str, Any]) -> str:
     return (
         f"{len(reverted)} of {len(everything)} blocks are back in FP32 ({', '.join(reverted)}) to"
         f" hold a drop of {100 * control['max_drop']:g} points:"
-        f" {100 * control['attempts'][str(len(reverted))]:.2f}, with all in INT8"
+        f" {100 * control['drop']:.2f}, with all in INT8"
         f" {100 * control['attempts']['0']:.2f}"
     )
+
+
+def _seen(job: Job) -> bool:
+    """Whether the uncompressed model was trained on all of the train split."""
+    return job.recipe.model.train is not None
 
 
 def _work(
@@ -146,7 +159,7 @@ def _work(
         patterns = (*choice.keep, *keep)
         return calibrated(program, format_, samples, keep=patterns, choices=choice.choices)
 
-    judge = Judge(load_program(job.model.folder / PROGRAM), validation)
+    judge = Judge(load_program(job.model.folder / PROGRAM), validation, seen=_seen(job))
     keep = choice.keep
     control: dict[str, Any] = {}
     if settings.max_drop is None:
@@ -161,6 +174,7 @@ def _work(
             settings.max_drop,
             samples,
             costs_ns=choice.costs_ns,
+            depth=choice.depth,
             progress=job.workspace.progress,
         )
         keep = (*keep, *reverted)

@@ -5,8 +5,8 @@ INT8, the other settings of the runtime's quantizer, and, found by profiling the
 block by block beside FP32, the same with every block left in FP32 that was slower in INT8.  All of
 them and FP32 are measured in turns; the fastest whose outputs are right is taken.
 
-FP16 is no candidate: ONNX Runtime's and XNNPACK's kernels for processors of x86 compute it by way
-of FP32 and conversions, and a program in FP16 takes and gives FP16, which is another artifact.
+FP16 is no candidate, for reasons that differ by runtime (:data:`FP16`): processors of x86 mostly
+compute it by way of FP32, processors of ARM could gain by it, and no artifact here can have it yet.
 """
 
 from __future__ import annotations
@@ -33,10 +33,19 @@ from profiles.comparison import Effect, effect, medians_by_round
 from profiles.compression import Int8
 from profiles.errors import StageError
 from profiles.measure import Measure
-from profiles.records import Trial
+from profiles.records import ArtifactFormat, Trial
 from profiles.statistics import geometric_mean
 
 FP32 = "fp32"
+#: Why FP16 is not among the candidates.
+FP16: Mapping[ArtifactFormat, str] = {
+    "onnx": "not offered: ONNX Runtime's processor kernels compute most operators of an FP16 model"
+    " in FP32 between casts, on ARM too (issues 22467, 25824 of microsoft/onnxruntime)",
+    "tflite": "not offered: XNNPACK computes a model in FP16 where the processor can, and the"
+    " delegate is forced to or the file's metadata allow for it: neither is done here",
+    "executorch": "not offered: XNNPACK's delegate computes in FP16 what the program has in FP16;"
+    " programs, their inputs and what they are compared by are in FP32 here",
+}
 #: Outputs of candidates are compared on so many calibration inputs, at most.
 _COMPARED = 32
 
@@ -91,7 +100,7 @@ def fastest(job: Job, settings: Int8, base: Compressed, device: Device) -> Compr
     winner = found[best].compressed
     if winner is None:
         raise StageError(f"{settings.name}: {best} was not made")
-    policy = {**record(found, best), "blocks": contest.note}
+    policy = {**record(found, best), "blocks": contest.note, "fp16": FP16[base.format]}
     job.workspace.progress(f"{settings.name}: {policy['why']}")
     return replace(
         winner,
@@ -214,6 +223,7 @@ class _Contest:
             name=f"{one.choice.name}, {len(slow)} of {len(blocks)} blocks in FP32",
             keep=(*one.choice.keep, *keep),
             costs_ns=gained,
+            depth=floats.depth,
         )
 
     def _profile(self, item: Compressed, name: str, depth: int | None = None) -> BlockProfile:

@@ -19,7 +19,7 @@ statistics late); Bengio et al., "Estimating or Propagating Gradients Through St
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, cast
 
 import torch
@@ -27,6 +27,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 from torch.nn.utils import parametrize
 
+from pipeline.compress.units import Kept
 from pipeline.compress.workbench import Workbench
 from pipeline.training import Callback
 from profiles.compression import Int8, Training
@@ -46,7 +47,7 @@ def apply(module: nn.Module, settings: Int8, bench: Workbench) -> tuple[nn.Modul
 
     Args:
         module: of :func:`pipeline.compress.module.module_of`; changed in place.
-        settings: whose ``train`` and ``distil`` say how.
+        settings: whose ``train`` and ``distil`` say how, and ``keep`` where nothing is rounded.
         bench: with what.
 
     Returns:
@@ -55,9 +56,10 @@ def apply(module: nn.Module, settings: Int8, bench: Workbench) -> tuple[nn.Modul
 
     Raises:
         StageError: if it has no layer to round.
+        UsageError: if ``keep`` names nothing.
     """
     before = bench.accuracy(module)
-    rounding = Rounding(cast(GraphModule, module))
+    rounding = Rounding(cast(GraphModule, module), settings.keep)
     record = bench.fine_tune(
         module,
         settings.train or Training(),
@@ -80,18 +82,25 @@ class Rounding:
 
     Args:
         module: of standard layers; changed in place.
+        keep: modules that will run in FP32, as patterns of their paths: what they are given and
+            what they give is rounded only where others read or give it, too.
 
     Raises:
         StageError: if it has none that becomes integers.
+        UsageError: if ``keep`` names nothing.
     """
 
-    def __init__(self, module: GraphModule) -> None:
+    def __init__(self, module: GraphModule, keep: Collection[str] = ()) -> None:
         self._module = module
-        self._layers = [layer for layer in module.modules() if isinstance(layer, _LAYERS)]
+        kept = Kept(keep)
+        integer = [node for node in module.graph.nodes if not kept.holds(node)]
+        kept.check()
+        layers = [module.get_submodule(str(n.target)) for n in integer if _is_layer(module, n)]
+        self._layers = list(dict.fromkeys(layers))
         if not self._layers:
             raise StageError("QAT: the model has no convolution or linear layer to round")
         self._nodes: list[Node] = []
-        for number, node in enumerate(list(dict.fromkeys(_rounded(module)))):
+        for number, node in enumerate(list(dict.fromkeys(_rounded(module, integer)))):
             self._round(node, f"rounding_{number}")
         module.recompile()
         for layer in self._layers:
@@ -178,9 +187,9 @@ class Hold(Callback):
             one.held = held
 
 
-def _rounded(module: GraphModule) -> Iterator[Node]:
+def _rounded(module: GraphModule, integer: Iterable[Node]) -> Iterator[Node]:
     """What becomes integers in all runtimes: what layers and joins of tensors read and give."""
-    for node in module.graph.nodes:
+    for node in integer:
         if _is_layer(module, node):
             yield node.all_input_nodes[0]
             yield _tail(module, node)

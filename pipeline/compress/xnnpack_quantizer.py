@@ -176,12 +176,6 @@ class XnnpackQuantizer(Quantizer):  # type: ignore[misc]  # torchao is untyped
             read.update(dict.fromkeys(inputs[1:], given))
         self._annotate_unit(node, tail, read, given)
 
-    def _annotate_follower(self, node: Node) -> None:
-        source: Any = node.args[0]
-        if source in self._integer:
-            given = SharedSpec((source, node)) if node.target in _PASSING else ACTIVATION
-            self._annotate_unit(node, node, {source: ACTIVATION}, given)
-
     def _is_integer(self, node: Node) -> bool:
         """Whether the value is quantized, be it for another reader only."""
         read = [user.meta[KEY].input_qspec_map for user in node.users if KEY in user.meta]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from pipeline.compress import int8
 from pipeline.compress.calibration import (
     Judge,
     calibration_record,
@@ -21,7 +24,7 @@ from pipeline.compress.simulate import Simulation, batch_of, demand_finite, outp
 from pipeline.compress.variants import original
 from pipeline.model import trace
 from pipeline.stage import Workspace
-from profiles.compression import Int8
+from profiles.compression import Int8, Training
 from profiles.errors import DataError, UsageError
 from profiles.records import ArtifactFormat
 from tests.pipeline import gratings
@@ -191,6 +194,23 @@ def test_the_drop_is_paired_and_of_the_validation_examples():
     assert "on 600 examples" in hurt.describe()
 
 
+def test_training_for_int8_knows_what_stays_in_fp32(monkeypatch: pytest.MonkeyPatch):
+    told: list[Int8] = []
+
+    class Told(Exception):
+        pass
+
+    def on_floats(job: Any, settings: Int8, *others: Any) -> None:
+        told.append(settings)
+        raise Told
+
+    monkeypatch.setattr(int8, "on_floats", on_floats)
+    asked = Int8(name="s", method="int8", keep=("model.head",), train=Training())
+    with pytest.raises(Told):
+        make(cast(Any, None), asked, cast(Any, None))
+    assert told[0].keep == ("model.head",)
+
+
 def test_a_variant_s_record_says_how_it_was_made(tmp_path: Path):
     workspace = Workspace.open(tmp_path / "work")
     try:
@@ -206,6 +226,11 @@ def test_a_variant_s_record_says_how_it_was_made(tmp_path: Path):
         assert details["seed"] == 0
         # A fifth of the 320 training examples, none of the 32 test examples.
         assert details["validation"]["examples"] == 64
+        assert details["validation"]["validation_seen_in_training"] is False
+        model = job.recipe.model.model_copy(update={"train": Training()})
+        trained = replace(job, recipe=job.recipe.model_copy(update={"model": model}))
+        (made,) = make(trained, settings, original(trained, "onnx"))
+        assert made.details["validation"]["validation_seen_in_training"] is True
         with pytest.raises(UsageError, match=r"model\.foot"):
             make(job, Int8(name="s", method="int8", keep=("model.foot",)), original(job, "onnx"))
     finally:

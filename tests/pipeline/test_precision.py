@@ -122,6 +122,7 @@ def test_the_fastest_is_taken_and_the_record_says_what_it_was_measured_against(b
     assert made.details["notes"][0] == policy["why"]
     assert policy["why"].startswith(f"int8: {1 / ratio:.2f} times as fast as FP32 (")
     assert "0 of 4 blocks are slower" in policy["blocks"]
+    assert policy["fp16"].startswith("not offered: ONNX Runtime")
 
 
 def test_candidates_are_no_rows_of_the_report_and_are_measured_once(bench: Bench):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from pipeline.compress import qat
 from pipeline.compress.calibration import Judge, quantization_record
@@ -18,7 +19,7 @@ from pipeline.compress.quantize import quantize
 from pipeline.compress.workbench import Workbench
 from pipeline.programs import load_program, save_program
 from profiles.compression import Distil, Int8, Training
-from profiles.errors import StageError
+from profiles.errors import StageError, UsageError
 from profiles.records import FORMATS
 from tests.pipeline import gratings
 
@@ -161,6 +162,29 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(teacher: Path, tmp_
     )
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[name], value, rtol=0, atol=0)
+
+
+def test_what_is_kept_in_fp32_is_not_rounded(teacher: Path, tmp_path: Path):
+    module = module_of(load_program(teacher))
+    everything = Rounding(module)
+    layers, activations = everything.layers, everything.activations
+    everything.remove()
+    some = Rounding(module, ["model.deep", "model.head"])
+    assert some.layers == layers - 2
+    assert some.activations < activations
+    for path in ("model.deep.0", "model.head"):
+        layer = module.get_submodule(path)
+        assert not parametrize.is_parametrized(layer)
+    some.remove()
+    asked = settings(Training(epochs=1)).model_copy(update={"keep": ("model.deep",)})
+    bench = workbench(teacher, tmp_path / "c", train=gratings.gratings(64, 7))
+    _, record = qat.apply(module_of(load_program(teacher)), asked, bench)
+    assert record["rounded_layers"] == layers - 1
+
+
+def test_a_module_to_keep_that_there_is_not_is_refused_before_an_epoch_is_lost(teacher: Path):
+    with pytest.raises(UsageError, match=r"no module to keep in FP32 under model\.nowhere"):
+        Rounding(module_of(load_program(teacher)), ["model.nowhere"])
 
 
 def test_a_model_without_layers_is_refused():
