@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +25,7 @@ from pipeline.stage import Progress, Workspace
 from profiles.canonical import file_sha256
 from profiles.compression import Method, Variant
 from profiles.config import Config, parse
-from profiles.errors import DataError, UsageError
+from profiles.errors import DataError, ModelError, UsageError
 from profiles.export import Export, Partitioner
 from profiles.findings import Measurement
 from profiles.measure import Measure
@@ -90,30 +90,25 @@ def compress_file(
         StageError: if the method does not work on this model.
         DeviceError: if a device that decides cannot be reached or leaves.
     """
-    from pipeline.export.tensors import io_of
     from pipeline.programs import load_program
 
     variant = parse(OneMethod, {"method": dict(method)}, f"--method {method['method']}").method
     devices: dict[str, Device] = {}
     if setting.device is not None:
         devices = {setting.device: load_inventory(setting.inventory).find(setting.device)}
-    loaded = load_program(program)
-    arrays = FileData(data, setting.samples, loaded)
-    expected, found = io_of(loaded).inputs[0].shape[1:], arrays.x.shape[1:]
-    if found != expected:
-        raise DataError(f"{data}: x holds inputs of shape {found}, not {expected}")
-    demand_usable(variant, arrays, setting)
-    _writable(output)
     with ExitStack() as stack:
+        aside = stack.enter_context(_replacing(output))
+        loaded = load_program(program)
+        arrays = FileData(data, setting.samples, loaded)
+        _demand_fitting(loaded, program, arrays.x, data)
+        demand_usable(variant, arrays, setting)
         folder = root or Path(stack.enter_context(TemporaryDirectory(prefix="edgeloop-")))
         workspace = stack.enter_context(open_workspace(folder, progress))
         recipe = _recipe(program, data, variant, setting)
         model = model_stage(workspace, recipe, arrays)
         job = Job(workspace, recipe, arrays, model, devices)
         (made,) = compress(job, variant, original(job, setting.format))
-        aside = output.with_name(f".partial-{output.name}")
         shutil.copyfile(made.program, aside)
-        aside.replace(output)
         return dict(made.details)
 
 
@@ -136,7 +131,7 @@ class FileData(DataHandle):
     def __init__(self, path: Path, samples: int, program: ExportedProgram) -> None:
         super().__init__(DataSource(factory="file:npz", calibration=samples))
         self._path, self._program = path, program
-        self.x, self.y = _inputs(path), _labels(path)
+        self.x, self.y = _arrays(path)
 
     @cached_property
     def key(self) -> str:
@@ -149,8 +144,6 @@ class FileData(DataHandle):
         from pipeline.compress.simulate import outputs_of
 
         y = outputs_of(self._program, self.x).argmax(1) if self.y is None else self.y
-        if len(y) != len(self.x):
-            raise DataError(f"{self._path} has {len(self.x)} inputs and {len(y)} labels")
         few = Split(self.x[:_FEW], y[:_FEW])
         return Dataset(Split(self.x, y), few, min(self.calibration_size, len(self.x)))
 
@@ -172,16 +165,21 @@ def demand_usable(variant: Method, data: FileData, setting: Setting) -> None:
 def _recipe(program: Path, data: Path, variant: Method, setting: Setting) -> Recipe:
     """The recipe that says the same."""
     plain = {
-        "name": re.sub(r"[^\w.-]", "-", program.stem).lstrip("-._") or "model",
-        "model": {"program": str(program.absolute())},
+        "name": re.sub(r"[^\w.-]", "-", program.stem, flags=re.ASCII).lstrip("-._") or "model",
+        "model": {"program": _literal(program)},
         "data": {"factory": "file:npz", "calibration": setting.samples},
         "variants": [variant.model_dump(by_alias=True, exclude_none=True)],
         "formats": [setting.format],
         "devices": [setting.device or "none"],
-        "inventory": str(setting.inventory.absolute()),
+        "inventory": _literal(setting.inventory),
         "measure": setting.measure,
     }
     return parse(Recipe, plain, str(program), program.absolute().parent)
+
+
+def _literal(path: Path) -> str:
+    """A path as a recipe writes it: there ``$`` begins a variable, and ``$$`` is itself."""
+    return str(path.absolute()).replace("$", "$$")
 
 
 def export_file(
@@ -211,17 +209,14 @@ def export_file(
     from pipeline.export import write_artifact
     from pipeline.export.batch import batch_of
     from pipeline.programs import load_program
-    from profiles.canonical import file_sha256
 
-    loaded = load_program(program)
-    _writable(output)
-    aside = output.with_name(f".partial-{output.name}")
-    own = batch_of(loaded) or 1
-    wanted = own if batch is None else int(batch) if batch.isdecimal() else batch
-    given = {"batch": wanted, "partitioner": partitioner}
-    settings = parse(Export, given, "--batch")
-    record = write_artifact(loaded, format_, aside, settings, {"program": file_sha256(program)})
-    aside.replace(output)
+    with _replacing(output) as aside:
+        loaded = load_program(program)
+        own = batch_of(loaded) or 1
+        wanted = own if batch is None else int(batch) if batch.isdecimal() else batch
+        given = {"batch": wanted, "partitioner": partitioner}
+        settings = parse(Export, given, "--batch")
+        record = write_artifact(loaded, format_, aside, settings, {"program": file_sha256(program)})
     return {
         "sha256": file_sha256(output),
         "size_bytes": output.stat().st_size,
@@ -273,25 +268,67 @@ def _random_inputs(workspace: Workspace, artifact: Artifact) -> tuple[Path, ...]
     return tuple(files)
 
 
-def _inputs(data: Path) -> Images:
+def _arrays(data: Path) -> tuple[Images, Labels | None]:
+    """Inputs; and their labels, where there are any."""
     try:
         with data.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             x: Images = np.ascontiguousarray(arrays["x"], dtype=np.float32)
+            y = arrays.get("y")
     except Exception as error:  # a damaged archive raises whatever zipfile and zlib do
-        raise DataError(f"{data} is not an .npz with a plain array x: {error}") from error
+        raise DataError(
+            f"{data} is not an .npz with a plain array x, and y if it has labels: {error}"
+        ) from error
     if len(x) == 0 or not np.isfinite(x).all():
         raise DataError(f"{data}: x is empty or not finite")
-    return x
+    if y is None:
+        return x, None
+    if y.ndim != 1:
+        raise DataError(f"{data}: y has shape {y.shape}, expected one dimension")
+    if not np.issubdtype(y.dtype, np.integer):
+        raise DataError(f"{data}: y holds {y.dtype}, expected integers: the numbers of classes")
+    if len(y) != len(x):
+        raise DataError(f"{data} has {len(x)} inputs and {len(y)} labels")
+    return x, y.astype(np.int64)
 
 
-def _labels(data: Path) -> Labels | None:
-    try:
-        with data.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-            return arrays["y"].astype(np.int64) if "y" in arrays else None
-    except Exception as error:
-        raise DataError(f"{data}: y is no plain array of classes: {error}") from error
+def _demand_fitting(loaded: ExportedProgram, program: Path, x: Images, data: Path) -> None:
+    """See that a program takes one input, one example at a time or any number, like those of x."""
+    from pipeline.export.batch import batch_of
+    from pipeline.export.tensors import io_of
+
+    inputs = io_of(loaded).inputs
+    if len(inputs) != 1 or not inputs[0].shape:
+        raise ModelError(
+            f"{program} takes {len(inputs)} inputs", "expected one, with examples as its first axis"
+        )
+    expected, found = inputs[0].shape[1:], x.shape[1:]
+    if found != expected:
+        raise DataError(f"{data}: x holds inputs of shape {found}, not {expected}")
+    if (batch := batch_of(loaded)) not in (1, "dynamic"):
+        raise ModelError(
+            f"{program} was exported for a batch of {batch}",
+            "export it for one example, or for a dynamic batch",
+        )
 
 
-def _writable(output: Path) -> None:
+@contextmanager
+def _replacing(output: Path) -> Iterator[Path]:
+    """A file to write, which becomes ``output`` in the end; nothing is left of it otherwise.
+
+    Raises:
+        UsageError: if there can be no such file, before anything is done for it.
+    """
     if not output.absolute().parent.is_dir():
         raise UsageError(f"there is no folder {output.absolute().parent}")
+    try:
+        if output.exists() and not output.is_file():
+            raise UsageError(f"{output} is a folder or a device, not a file to write")
+        aside = output.with_name(f".partial-{output.name}")
+        aside.touch()
+    except OSError as error:
+        raise UsageError(f"{output} cannot be written: {error.strerror}") from error
+    try:
+        yield aside
+        aside.replace(output)
+    finally:
+        aside.unlink(missing_ok=True)

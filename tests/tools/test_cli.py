@@ -499,6 +499,9 @@ DATA = ("--data", "inputs.npz", "-o", "c.pt2")
         (["export", "gone.pt2", "-f", "onnx", "-o", "m.onnx"], "gone.pt2"),
         (["export", "inputs.npz", "-f", "onnx", "-o", "m.onnx"], "inputs.npz"),
         (["export", "model.pt2", "-f", "onnx", "-o", "gone/m.onnx"], "there is no folder"),
+        (["export", "model.pt2", "-f", "onnx", "-o", "."], "is a folder"),
+        (["export", "model.pt2", "-f", "onnx", "-o", "m.onnx", "--batch", "0"], "--batch"),
+        (["export", "model.pt2", "-f", "onnx", "-o", "m.onnx", "--batch", "few"], "--batch"),
         (
             ["compress", "model.pt2", "-m", "int8", "--data", "inputs.npz", "-o", "gone/c.pt2"],
             "there is no folder",
@@ -582,6 +585,16 @@ def test_files_that_cannot_be_used_are_named(
     assert said.code == (1 if words[0] == "table" else 2), said.err
     assert expected in said.err
     assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(("batch", "expected"), [("4", 4), ("dynamic", -1)])
+def test_a_program_is_exported_for_the_batch_that_is_asked_for(
+    lab: Lab, files: Path, tmp_path: Path, batch: str, expected: int
+):
+    output = tmp_path / "model.onnx"
+    said = lab("export", files / "model.pt2", "-f", "onnx", "-o", output, "--batch", batch)
+    assert said.code == 0, said.err
+    assert json.loads(said.out)["io"]["inputs"][0]["shape"] == [expected, 1, 16, 16]
 
 
 def test_a_format_that_cannot_express_a_program_is_a_failure(lab: Lab, tmp_path: Path):
