@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
+from pipeline.compress.batch_norms import settle
 from pipeline.compress.groups import Gone, Structure
 from pipeline.compress.hesso import Hesso
 from pipeline.compress.layerwise import Layerwise
@@ -42,7 +43,8 @@ def apply(
 
     Returns:
         The narrower network; and the record: widths, MACs and parameters before and after, how the
-        budget was met, what could not be pruned and why, and the training.
+        budget was met, what could not be pruned and why, and the training, or without any, whether
+        batch norms were settled on what they are given now.
 
     Raises:
         StageError: if nothing can be pruned, or the budget cannot be met, with the nearest that
@@ -67,6 +69,8 @@ def apply(
     elif settings.train is not None:
         record["validation_accuracy_before_training"] = bench.accuracy(small)
         record |= bench.fine_tune(small, settings.train, settings.distil, settings.name)
+    elif settle(small, bench.calibration):
+        record["batch_norms_settled"] = True
     return small, record
 
 

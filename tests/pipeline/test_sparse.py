@@ -372,6 +372,17 @@ def test_without_training_batch_norms_are_settled_on_what_they_are_given_now(
     assert not norm.training
 
 
+def test_they_are_settled_in_narrower_networks_too(folder: Path):
+    module = module_of(load_program(folder / "teacher.pt2"))
+    narrow = Structured(name="n", method="structured", budget=Budget(macs=0.7), round_to=1)
+    bench = make_bench(folder)
+    smaller, record = structured.apply(module, narrow, bench)
+    assert record["batch_norms_settled"] is True
+    with torch.no_grad():
+        given = smaller.get_submodule("stem")(torch.from_numpy(bench.calibration))
+    torch.testing.assert_close(smaller.get_submodule("norm").running_mean, given.mean((0, 2, 3)))
+
+
 def test_trained_ones_follow_by_themselves_and_where_there_are_none_nothing_is_said(folder: Path):
     assert "batch_norms_settled" not in made(folder, sparsity=0.5, train=TRAINING)[1]
     plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 4))
