@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from profiles.compression import Int8
+from tools.bench import compression
 from tools.bench.compression import NETWORK_NAMES, Row, report
 from tools.bench.networks import NETWORKS, images
-
-ROOT = Path(__file__).parents[2]
 
 
 def row(network: str, format_: str, theirs: str, ratio: float) -> Row:
@@ -64,21 +63,60 @@ def test_networks_are_the_same_each_time():
     assert sum(p.numel() for p in one.parameters()) / 1e6 == pytest.approx(2.16, abs=0.01)
 
 
-@pytest.mark.slow
-def test_int8_is_faster_and_the_report_says_by_how_much():
-    words = ["--json", "--network", "mobilenet_v3", "--format", "onnx", "--rounds", "2"]
-    done = subprocess.run(
-        [sys.executable, "-m", "tools.bench.compression", *words, "--turns", "4"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
+def main(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> Any:
+    """What the benchmark prints as JSON."""
+    monkeypatch.setattr(sys, "argv", ["compression", "--json", *words])
+    compression.main()
+    return json.loads(capsys.readouterr().out)
+
+
+def test_each_network_has_a_speedup_in_each_format(capsys, monkeypatch):
+    monkeypatch.setattr(compression, "program_of", lambda network: None)
+    monkeypatch.setattr(compression, "export", lambda *_: {})
+    monkeypatch.setattr(
+        compression, "measure", lambda _, network, format_, *__: [row(network, format_, "fp32", 2)]
     )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    ((low, high),) = [each["ci95"] for each in found["rows"]]
-    ratio = found["int8_speedup"]["mobilenet_v3"]["onnx"]
-    assert low <= ratio <= high
-    # Well above 1.25 on a processor with INT8 instructions; two rounds on a busy one say less.
-    assert ratio > 1
-    assert "round 2/2" in done.stderr
+    found = main(capsys, monkeypatch)
+    assert found["int8_speedup"].keys() == {"mobilenet_v2", "mobilenet_v3", "vit"}
+    for ratios in found["int8_speedup"].values():
+        assert ratios == {"executorch": 2, "onnx": 2, "tflite": 2}
+
+
+def test_int8_is_what_a_recipe_makes_by_default():
+    asked = Int8(name="int8", method="int8").model_dump(exclude_none=True)
+    assert asked.items() >= report([])["int8"].items()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning:torch")
+def test_artifacts_are_measured_in_turns_and_against_the_other_tool(capsys, monkeypatch):
+    def small() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(3, 8, 16, 16),
+            nn.ReLU(),
+            nn.Conv2d(8, 8, 7, 7),
+            nn.Flatten(),
+            nn.Linear(32, 9),
+        ).eval()
+
+    monkeypatch.setitem(NETWORKS, "mobilenet_v2", small)
+    words = ("--network", "mobilenet_v2", "--format", "onnx", "--rounds", "2", "--turns", "2")
+    found = main(capsys, monkeypatch, *words)
+    assert [each["theirs"] for each in found["rows"]] == ["fp32", "quantize_static"]
+    for each in found["rows"]:
+        assert (each["ours"], each["format"], each["n"]) == ("int8", "onnx", 2)
+        assert 0 < each["ci95"][0] <= each["ratio"] <= each["ci95"][1]
+        assert each["ours_ns"] > 0
+        assert each["theirs_ns"] > 0
+        assert 0.95 < each["cosine"] < 1 - 1e-9, "it is another program than FP32"
+    fp32, static = (each["ratio"] for each in found["rows"])
+    assert found["int8_speedup"] == {"mobilenet_v2": {"onnx": fp32}}
+    assert found["against_quantize_static"] == pytest.approx(1 / static)
+
+
+@pytest.mark.parametrize("option", ["--turns", "--rounds"])
+def test_without_turns_there_is_nothing_to_say(option, capsys, monkeypatch):
+    with pytest.raises(SystemExit) as refusal:
+        main(capsys, monkeypatch, option, "0")
+    assert refusal.value.code == 2
+    assert f"{option}: 0 is less than two" in capsys.readouterr().err
