@@ -99,16 +99,15 @@ def test_it_is_smaller_and_most_of_its_weights_are_zero(pruned: tuple[nn.Module,
     assert (weights == 0).float().mean() > 0.5
 
 
-@pytest.mark.parametrize("batch", [1, 4])
-def test_a_recipe_says_for_which_batch_its_variants_are_exported(tmp_path: Path, batch: int):
+def test_a_recipe_says_for_which_batch_its_variants_are_exported(tmp_path: Path):
     workspace = Workspace.open(tmp_path / "work")
     try:
-        job = gratings.job(tmp_path, workspace, {}, factor=1.0, export={"batch": batch})
+        job = gratings.job(tmp_path, workspace, {}, factor=1.0, export={"batch": 4})
         failures: list[Failure] = []
         (checked,) = export_all(job, [original(job, "onnx")], failures)
     finally:
         workspace.close()
     assert not failures
-    assert checked.artifact.io.inputs[0].shape == (batch, 1, gratings.SIZE, gratings.SIZE)
-    assert checked.artifact.details["batch"] == batch
+    assert checked.artifact.io.inputs[0].shape == (4, 1, gratings.SIZE, gratings.SIZE)
+    assert checked.artifact.details["batch"] == 4
     assert checked.parity.passed

@@ -24,9 +24,9 @@ from pipeline.data import DataHandle, Split
 from pipeline.export.parity import host_outputs
 from pipeline.flow import RunSummary, run
 from profiles.comparison import effect, medians_by_round
-from profiles.errors import EdgeError
+from profiles.errors import EdgeError, UsageError
 from profiles.findings import Measurement
-from profiles.recipe import load_recipe
+from profiles.recipe import Recipe, load_recipe
 from profiles.records import FORMATS, SUFFIX_OF, Artifact, Io
 from profiles.statistics import paired_drop_interval
 from profiles.store import Store
@@ -71,7 +71,13 @@ class Compared:
 
 
 def compared(summary: RunSummary, root: Path, test: Split) -> Iterator[Compared]:
-    """Every pair of variants that was measured, in every format."""
+    """Every pair of variants that was measured, in every format.
+
+    Args:
+        summary: of a run on one device under one condition, see :func:`demand_one_condition`.
+        root: its workspace.
+        test: what the accuracies are found by.
+    """
     found = {(m.variant, m.format): m for m in summary.measurements}
     right: dict[str, NDArray[np.bool_]] = {}
     with Store(root / "store.db") as store:
@@ -94,6 +100,20 @@ def compared(summary: RunSummary, root: Path, test: Split) -> Iterator[Compared]
                 paired_drop_interval(theirs, ours),
                 mine.size_bytes / other.size_bytes,
                 *_latency(rounds.get(mine.trial, {}), rounds.get(other.trial, {})),
+            )
+
+
+def demand_one_condition(recipe: Recipe) -> None:
+    """See that each variant is measured once: latencies are compared with each other's.
+
+    Raises:
+        UsageError: if the recipe names several devices or numbers of threads.
+    """
+    for key, values in (("devices", recipe.devices), ("measure.threads", recipe.measure.threads)):
+        if len(values) > 1:
+            raise UsageError(
+                f"{key}: {', '.join(map(str, values))}: this compares under one condition",
+                f"--set {key}=[{values[0]}]",
             )
 
 
@@ -139,6 +159,7 @@ def main() -> int:
     options = parser.parse_args()
     inventory = local_inventory(options.workspace / "lab")
     recipe = load_recipe(RECIPE, (f"inventory={inventory.absolute()}", *options.set))
+    demand_one_condition(recipe)
     summary = run(recipe, options.workspace, progress=lambda text: print(text, file=sys.stderr))
     for failure in summary.failures:
         print(f"failed: {failure.stage}: {failure.what}: {failure.reason}", file=sys.stderr)
@@ -147,7 +168,8 @@ def main() -> int:
     if options.json:
         print(json.dumps([asdict(item) for item in found], indent=2))
         return 0
-    print(f"ResNet-20, {len(test.y)} test images, 1 thread; accuracy in %, drop in points")
+    threads = f"threads: {recipe.measure.threads[0]}"
+    print(f"ResNet-20, {len(test.y)} test images, {threads}; accuracy in %, drop in points")
     print("variant         against        format      acc.    drop  95 % interval   size  latency")
     print("\n".join(_line(item) for item in found))
     return 0
