@@ -115,19 +115,24 @@ def _executorch(path: Path) -> tuple[Io, dict[str, Any]]:
     meta = program.method_meta("forward")
     methods = [program.get_method_name(number) for number in range(program.num_methods())]
     says = _object(program.load_method(ENTRY).call([])[0]) if ENTRY in methods else {}
-    is_open = says.get("batch") == "dynamic"  # the format itself knows the largest sizes alone
 
-    def spec(name: str, value: Any) -> TensorSpec:
+    def spec(name: str, value: Any, is_open: bool) -> TensorSpec:
         dtype = getattr(torch, ScalarType(value.dtype()).name.lower())
         sizes = tuple(value.sizes())
         shape = (-1, *sizes[1:]) if is_open and sizes else sizes
         return TensorSpec(name, shape, str(dtype).removeprefix("torch."))
 
+    # The format itself knows the largest sizes alone.
+    opened = says.get("open", {})
+
     def named(side: str, values: list[Any]) -> tuple[TensorSpec, ...]:
         names = says.get(side, [])
         if len(names) != len(values):
             names = [f"{side[:-1]}_{number}" for number in range(len(values))]
-        return tuple(spec(str(name), value) for name, value in zip(names, values, strict=True))
+        open_ = opened.get(side, [])
+        if len(open_) != len(values):
+            open_ = [False] * len(values)
+        return tuple(spec(str(n), v, o) for n, v, o in zip(names, values, open_, strict=True))
 
     io = Io(
         named("inputs", [meta.input_tensor_meta(i) for i in range(meta.num_inputs())]),

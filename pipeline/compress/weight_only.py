@@ -230,6 +230,9 @@ def _quantize(
     energy: torch.Tensor | None,
 ) -> None:
     """Let a linear layer read its weights from integers."""
+    # The operator that is called below exists once this is imported.
+    import torch.ao.quantization.fx._decomposed
+
     weight: Any = node.args[1]
     values = tensor_of(module, weight)
     size = group_size or values.shape[1]

@@ -35,7 +35,7 @@ _TELLING: Mapping[ArtifactFormat, tuple[str, ...]] = {
     "onnx": ("onnxruntime",),
     "tflite": ("ai-edge-litert",),
 }
-_TOLD = ("batch", "opset", "partitioner", "placement", "quantization")
+_TOLD = ("batch", "layout", "opset", "partitioner", "placement")
 _WRITERS: Mapping[ArtifactFormat, str] = {
     "executorch": "pipeline.export.executorch",
     "onnx": "pipeline.export.onnx",
@@ -75,7 +75,7 @@ def export_stage(
     given: dict[str, Any] = {}
     if says is not None:
         given = {"model": model, "dtype": dtype, "program": parent, **says}
-    inputs = {"program": parent, "settings": settings and settings.model_dump(), "says": given}
+    inputs = {"program": parent, "settings": _asked(settings, format_), "says": given}
     stage = Stage(f"export-{format_}", inputs, (*packages, *_TELLING[format_]))
 
     def work(folder: Path) -> dict[str, Any]:
@@ -105,6 +105,13 @@ def export_stage(
     )
 
 
+def _asked(settings: Export | None, format_: ArtifactFormat) -> dict[str, Any] | None:
+    """The settings that decide what a file of this format looks like."""
+    if settings is None:
+        return None
+    return settings.model_dump(exclude=set() if format_ == "executorch" else {"partitioner"})
+
+
 def told(artifact: Artifact) -> dict[str, Any]:
     """What a report shows of how an artifact was lowered."""
     details = {key: artifact.details[key] for key in _TOLD if key in artifact.details}
@@ -128,8 +135,8 @@ def write_artifact(
         says: see :func:`export_stage`.
 
     Returns:
-        ``io``, and what the exporter recorded: ``batch``, ``quantization``, ``placement``, the
-        opset...
+        ``io``, and what the exporter recorded: ``batch``, ``layout`` (of integers),
+        ``placement``, the opset...
 
     Raises:
         ExportError: if the format cannot express it; no file is left.
@@ -143,8 +150,8 @@ def write_artifact(
             # Imported here: it imports torch.
             integers = importlib.import_module("pipeline.export.integer_weights")
             given = integers.prepared(program, format_)
-            record: dict[str, Any] = writer.write(given, path, settings or Export(), inside)
-            integers.put_into(path, format_, program)
+            finish = integers.finisher(program, format_)
+            record: dict[str, Any] = writer.write(given, path, settings or Export(), inside, finish)
     except ExportError as error:
         path.unlink(missing_ok=True)
         raise ExportError(f"no {format_}: {error.message}", error.hint) from error
@@ -153,7 +160,7 @@ def write_artifact(
         raise ExportError(f"no {format_}: {_why(program, error)}") from error
     record |= {"io": io_of(program), "batch": batch_of(program)}
     layout = layout_of(program)
-    return record | {"quantization": layout} if layout else record
+    return record | {"layout": layout} if layout else record
 
 
 def _why(program: ExportedProgram, error: Exception) -> str:

@@ -24,7 +24,8 @@ def about(program: Any, given: Mapping[str, Any]) -> dict[str, Any]:
             empty for files that need not say anything.
 
     Returns:
-        The same, with the batch, the names of inputs and outputs, and the quantization.
+        The same, with the batch, the names of inputs and outputs, which of them are ``open`` in
+        their first dimension, and the ``layout`` of integers.
     """
     if not given:
         return {}
@@ -36,5 +37,10 @@ def about(program: Any, given: Mapping[str, Any]) -> dict[str, Any]:
         "inputs": [spec.name for spec in io.inputs],
         "outputs": [spec.name for spec in io.outputs],
     }
+    if found["batch"] == "dynamic":  # ExecuTorch's format knows the largest sizes alone
+        found["open"] = {
+            side: [spec.shape[:1] == (-1,) for spec in specs]
+            for side, specs in (("inputs", io.inputs), ("outputs", io.outputs))
+        }
     layout = layout_of(program)
-    return {**found, "quantization": layout} if layout else found
+    return {**found, "layout": layout} if layout else found

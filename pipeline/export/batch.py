@@ -24,39 +24,45 @@ _SAME = 0.02
 
 def batch_of(program: ExportedProgram) -> Batch | None:
     """How many examples a program takes at once; ``None`` where it takes no tensor."""
-    sizes = [value.shape[0] for value in _inputs(program) if value.ndim]
-    if not sizes:
-        return None
-    return sizes[0] if isinstance(sizes[0], int) else "dynamic"
+    return next((_size(value) for value in _inputs(program) if value.ndim), None)
 
 
 def with_batch(program: ExportedProgram, batch: Batch) -> ExportedProgram:
     """The same program for another batch.
 
-    A program that was exported for one example is exported anew, and must then compute for each
-    what it computed before: a size that the model holds as a constant shows there.
+    The program is exported anew, and must then compute for each example what it computes of that
+    alone: a size that the model holds as a constant shows there, and what mixes examples.
 
     Args:
         program: with an open batch, or with a fixed one.
         batch: that is wanted; ``dynamic`` takes 1 to :data:`LARGEST`.
 
     Raises:
-        ExportError: if the program holds its batch as a constant.
+        ExportError: if the program takes no batch, or holds it as a constant.
     """
     given = batch_of(program)
-    if given in (batch, None):
-        return program if batch != "dynamic" else _exported(program, batch)
+    if given == batch != "dynamic" or (given is None and batch == 1):
+        return program
+    if given is None:
+        raise ExportError(f"the program takes no batch, and none of {batch}", "export it for one")
     try:
         found = _exported(program, batch)
-        same = given == "dynamic" or (given == 1 and _computes_the_same(program, found))
+        same = given in (1, "dynamic") and _computes_the_same(program, found)
     except Exception:  # whatever an operator says of a shape that it does not take
         same = False
     if not same:
+        known = "its examples one by one" if given == "dynamic" else f"a batch of {given}"
         raise ExportError(
-            f"the program takes a batch of {given} only, not {batch}",
+            f"the program takes {known} only, not {batch}",
             "no sizes of its input as constants in forward, or export it for that batch",
         )
     return found
+
+
+def _size(value: Any) -> Batch:
+    """How many examples an input of at least one dimension holds."""
+    size = value.shape[0]
+    return size if isinstance(size, int) else "dynamic"
 
 
 def _inputs(program: ExportedProgram) -> list[Any]:
@@ -68,12 +74,12 @@ def _inputs(program: ExportedProgram) -> list[Any]:
 def _exported(program: ExportedProgram, batch: Batch) -> ExportedProgram:
     import torch
 
-    inputs = _examples(program, 2 if batch == "dynamic" else batch)
+    inputs, batched = _examples(program, 2 if batch == "dynamic" else batch)
     dynamic = None
     if batch == "dynamic":
-        # One dimension for each input; those without a batch are told apart by their size.
+        # One dimension for all inputs that have a batch.
         size = torch.export.Dim("batch", min=1, max=LARGEST)
-        dynamic = tuple({0: size} if len(value) == 2 and value.ndim else None for value in inputs)
+        dynamic = tuple({0: size} if each else None for each in batched)
     with quiet(), torch.no_grad(), any_size():
         module = _unchecked(program)
         return torch.export.export(module, inputs, strict=False, dynamic_shapes=dynamic)
@@ -99,23 +105,55 @@ def any_size() -> Iterator[None]:
         yield
 
 
-def _examples(program: ExportedProgram, rows: int) -> tuple[torch.Tensor, ...]:
-    """Inputs with so many rows, where the program's inputs have a batch; always the same ones."""
+def _examples(program: ExportedProgram, rows: int) -> tuple[tuple[Any, ...], tuple[bool, ...]]:
+    """Inputs with so many different rows, always the same ones, and which of them have a batch.
+
+    They are made of the program's own examples where it has any: these are of the kind that it
+    computes with.
+    """
     import torch
 
-    generator = torch.Generator().manual_seed(0)
-    values = _inputs(program)
-    batch = values[0].shape[0]
+    batch, values = batch_of(program), _inputs(program)
+    given = list((program.example_inputs or ((), {}))[0])
+    own = [value for value in given if isinstance(value, torch.Tensor)]
+    if len(own) != len(values):
+        given = own = [_drawn(value, [_known(n) for n in value.shape]) for value in values]
+    held = iter(values)
+    inputs, batched = [], []
+    for value in given:
+        has = False
+        if isinstance(value, torch.Tensor):
+            known = next(held)
+            has = bool(known.ndim) and _size(known) == batch
+        inputs.append(_rows(value, rows) if has else value)
+        batched.append(has)
+    return tuple(inputs), tuple(batched)
+
+
+def _known(size: Any) -> int:
+    return size if isinstance(size, int) else 1
+
+
+def _drawn(value: Any, sizes: list[int]) -> torch.Tensor:
+    import torch
+
+    if not value.dtype.is_floating_point:
+        return torch.zeros(sizes, dtype=value.dtype)
+    return torch.randn(sizes, generator=torch.Generator().manual_seed(0), dtype=value.dtype)
+
+
+def _rows(example: torch.Tensor, rows: int) -> torch.Tensor:
+    """So many rows that differ: the given ones in turn, each moved a step further, and smaller."""
+    import torch
+
+    if example.dtype.is_floating_point and bool((example == example.flatten()[0]).all()):
+        example = _drawn(example, list(example.shape))  # nothing would differ
     found = []
-    for value in values:
-        sizes = [
-            rows if size == batch and not i else int(size) for i, size in enumerate(value.shape)
-        ]
-        if value.dtype.is_floating_point:
-            found.append(torch.randn(sizes, generator=generator, dtype=value.dtype))
-        else:
-            found.append(torch.zeros(sizes, dtype=value.dtype))
-    return tuple(found)
+    for index in range(rows):
+        row = example[index % len(example)]
+        moved = row.roll(index, -1) if row.ndim else row
+        found.append(moved * (1 - index / (2 * rows)) if row.dtype.is_floating_point else moved)
+    return torch.stack(found)
 
 
 def _computes_the_same(program: ExportedProgram, found: ExportedProgram) -> bool:
@@ -123,12 +161,13 @@ def _computes_the_same(program: ExportedProgram, found: ExportedProgram) -> bool
 
     wanted = batch_of(found)
     rows = wanted if isinstance(wanted, int) else 3
-    whole = _examples(program, rows)
+    whole, batched = _examples(program, rows)
+    each = list(zip(whole, batched, strict=True))
     with torch.no_grad(), quiet(), torch_threads(1):
         module = _unchecked(program)
-        single = [tuple(x[i : i + 1] if len(x) == rows else x for x in whole) for i in range(rows)]
+        single = [tuple(x[i : i + 1] if has else x for x, has in each) for i in range(rows)]
         outputs = [_flat(module(*one)) for one in single]
-        expected = [torch.cat(each) for each in zip(*outputs, strict=True)]
+        expected = [torch.cat(parts) for parts in zip(*outputs, strict=True)]
         got = _flat(_unchecked(found)(*whole))
     return len(got) == len(expected) and all(map(_close, got, expected))
 
@@ -138,7 +177,15 @@ def _flat(outputs: Any) -> tuple[torch.Tensor, ...]:
 
 
 def _close(got: torch.Tensor, expected: torch.Tensor) -> bool:
+    import torch
+
     if got.shape != expected.shape:
         return False
-    error = (got.float() - expected.float()).abs().max()
-    return bool(error <= _SAME * expected.float().abs().max())
+    got, expected = got.float(), expected.float()
+    number = expected.isfinite()
+    if not torch.equal(got.isfinite(), number):
+        return False
+    # What is no number is to be the same one.
+    others = torch.allclose(got[~number], expected[~number], equal_nan=True)
+    error, scale = (got - expected)[number].abs(), expected[number].abs()
+    return others and (not len(error) or bool(error.max() <= _SAME * scale.max()))

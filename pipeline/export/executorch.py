@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,11 @@ _PLUMBING = (_CALL, "getitem", "sym_size", "alloc", "quantize_per", "_to_dim_ord
 
 
 def write(
-    program: ExportedProgram, path: Path, settings: Export, about: Mapping[str, Any]
+    program: ExportedProgram,
+    path: Path,
+    settings: Export,
+    about: Mapping[str, Any],
+    finish: Callable[[bytes], bytes],
 ) -> dict[str, Any]:
     """Write ``program`` as a ``.pte``; returns what of it is delegated, and what stayed out."""
     partitioner = partitioner_for(settings.partitioner)
@@ -46,7 +50,7 @@ def write(
                 settings.partitioner, names.count(_CALL), [*_operators(lowered, False)]
             ),
         }
-        path.write_bytes(edge.to_executorch().buffer)
+        path.write_bytes(finish(edge.to_executorch().buffer))
     return record
 
 

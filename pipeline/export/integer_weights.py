@@ -10,9 +10,8 @@ XNNPACK's partitioner looks for.
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -68,25 +67,26 @@ def prepared(program: ExportedProgram, format_: ArtifactFormat) -> ExportedProgr
     return with_float_weights(program)
 
 
-def put_into(path: Path, format_: ArtifactFormat, program: ExportedProgram) -> None:
-    """Replace the floats in a file by the integers of the program, if it holds any.
+def finisher(program: ExportedProgram, format_: ArtifactFormat) -> Callable[[bytes], bytes]:
+    """What puts the integers of a program into a file in the place of its floats.
 
     Args:
-        path: of the file, which a writer made of what :func:`prepared` returned.
+        program: the one with integer weights, or without any.
         format_: of the file.
-        program: the one with integer weights.
 
-    Raises:
-        StageError: if some of them have no place in the file.
+    Returns:
+        A function of the bytes that a writer made of what :func:`prepared` returned.  The writer
+        calls it before it checks and describes the file.  It gives back as they are the bytes that
+        need no change, and raises a :class:`StageError` if some integers have no place in them.
     """
     weights = integer_weights(program)
     if not weights or format_ == "executorch":
-        return
+        return bytes
     if format_ == "onnx":
         from pipeline.export.onnx_weights import with_integers
     else:
         from pipeline.export.litert_weights import with_integers
-    path.write_bytes(with_integers(path.read_bytes(), weights))
+    return lambda content: with_integers(content, weights)
 
 
 def with_float_weights(program: ExportedProgram) -> ExportedProgram:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,14 +27,20 @@ if TYPE_CHECKING:
 
 
 def write(
-    program: ExportedProgram, path: Path, settings: Export, about: Mapping[str, Any]
+    program: ExportedProgram,
+    path: Path,
+    settings: Export,
+    about: Mapping[str, Any],
+    finish: Callable[[bytes], bytes],
 ) -> dict[str, Any]:
     """Write ``program`` as a ``.tflite``; returns what XNNPACK takes of it.
 
     Raises:
         ExportError: if its batch is open and the converter needs to know it.
     """
-    quantized = any("quantize_per" in str(node.target) for node in program.graph.nodes)
+    # Of calls alone: a parameter may be called so too.
+    calls = [node for node in program.graph.nodes if node.op == "call_function"]
+    quantized = any("quantize_per" in str(node.target) for node in calls)
     arguments: dict[str, Any] = {}
     if quantized:
         # The converter only asks it whether ranges are known beforehand.
@@ -55,7 +61,7 @@ def write(
             "export it for a fixed batch",
         ) from error
     converted.export(str(path))
-    content = _finished(with_float_io(path.read_bytes()), io_of(program), about)
+    content = finish(_named(with_float_io(path.read_bytes()), io_of(program), about))
     path.write_bytes(content)
     return {"quantized": quantized, "placement": nodes_of(content, program)}
 
@@ -66,7 +72,7 @@ def _open_shapes(program: ExportedProgram, inputs: tuple[torch.Tensor, ...]) -> 
     return tuple({0: size} if each else None for each in open_)
 
 
-def _finished(content: bytes, io: Io, about: Mapping[str, Any]) -> bytes:
+def _named(content: bytes, io: Io, about: Mapping[str, Any]) -> bytes:
     """The file with the names of its inputs and outputs, and with what it says of itself."""
     model = schema.ModelT.InitFromPackedBuf(content, 0)
     (graph,) = model.subgraphs

@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import flatbuffers
 import numpy as np
 from litert_converter import schema_py_generated as schema
 
+from pipeline.export.float_io import packed
 from pipeline.export.integer_weights import IntegerWeights, check_all_written, matching
 
 _TYPES = {8: schema.TensorType.INT8, 4: schema.TensorType.INT4}
@@ -52,9 +52,7 @@ def with_integers(content: bytes, weights: Sequence[IntegerWeights]) -> bytes:
             code.version = max(code.version, _VERSIONS[found.bits])
         written += 1
     check_all_written(written, weights, "tflite")
-    builder = flatbuffers.Builder(len(content))
-    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
-    return bytes(builder.Output())
+    return packed(model)
 
 
 def _weights_of(

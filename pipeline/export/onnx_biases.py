@@ -15,6 +15,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, helper, numpy_helper
 
+from pipeline.export.onnx_graphs import drop_unread
+
 _MOST = np.iinfo(np.int32).max
 
 
@@ -51,10 +53,8 @@ def quantize_biases(model: onnx.ModelProto) -> int:
         node.input[place] = f"{name}_float"
     for position in reversed(added):
         model.graph.node.insert(position, added[position])
-    read = {name for node in model.graph.node for name in node.input}
-    unread = [tensor for tensor in model.graph.initializer if tensor.name not in read]
-    for tensor in unread:
-        model.graph.initializer.remove(tensor)
+    if added:
+        drop_unread(model.graph)
     return len(added)
 
 

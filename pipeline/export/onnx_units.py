@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import defaultdict
 from collections.abc import Mapping
@@ -17,6 +18,8 @@ _CONVERSIONS = {"QuantizeLinear", "DequantizeLinear"}
 _PLUMBING = _CONVERSIONS | {"ReorderInput", "ReorderOutput", "Constant", "Identity", "Shape"}
 _INTEGER = {"QGemm", "MatMulInteger", "MatMulIntegerToFloat", "ConvInteger", "QAttention"}
 _INTEGER |= {"DynamicQuantizeMatMul", "MatMulNBits"}
+#: Of these, what multiplies integers and gives floats.
+_GIVES_FLOATS = {"MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulNBits"}
 
 
 def units_of(path: Path, model: onnx.ModelProto, modules: Mapping[str, str]) -> dict[str, Any]:
@@ -34,7 +37,8 @@ def units_of(path: Path, model: onnx.ModelProto, modules: Mapping[str, str]) -> 
     operators = []
     for node in optimized.node:
         integer = _is_integer(node, integers)
-        if integer or node.op_type == "QuantizeLinear":
+        gives = integer and node.op_type not in _GIVES_FLOATS
+        if gives or node.op_type == "QuantizeLinear":
             integers.update(node.output)
         if node.op_type not in _PLUMBING:
             origins = [origin for out in node.output for origin in owners[out]]
@@ -43,7 +47,7 @@ def units_of(path: Path, model: onnx.ModelProto, modules: Mapping[str, str]) -> 
             module = next((place for place in places if place), "")
             operators.append(Operator(node.op_type, module, macs, True, integer))
     entries = sum(node.op_type == "QuantizeLinear" for node in optimized.node)
-    quantized = any(node.op_type in _CONVERSIONS for node in model.graph.node)
+    quantized = any(node.op_type in _CONVERSIONS | _INTEGER for node in model.graph.node)
     if not quantized:
         return placement("ONNX Runtime's kernels", 1, operators)
     inside = [
@@ -111,14 +115,7 @@ def _macs(node: onnx.NodeProto, shapes: Mapping[str, list[int]]) -> int:
     if out is None or len(taken) < 2 or not taken[0] or not taken[1]:
         return 0
     if node.op_type == "Conv":
-        return _size(out) * _size(taken[1][1:])
-    if node.op_type in ("MatMul", "Gemm"):
-        return _size(out) * taken[0][-1]
+        return math.prod(out) * math.prod(taken[1][1:])
+    if node.op_type in ("MatMul", "Gemm", "MatMulNBits"):
+        return math.prod(out) * taken[0][-1]
     return 0
-
-
-def _size(shape: list[int]) -> int:
-    found = 1
-    for size in shape:
-        found *= size
-    return found

@@ -17,6 +17,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from pipeline.export.integer_weights import IntegerWeights, check_all_written, matching
+from pipeline.export.onnx_graphs import drop_unread
 
 _DOMAIN = "com.microsoft"
 #: Activations become INT8 within the operator: on x86 and Arm a multiple faster than FP32.
@@ -48,7 +49,7 @@ def with_integers(content: bytes, weights: Sequence[IntegerWeights]) -> bytes:
             written += 1
     check_all_written(written, weights, "onnx")
     model.opset_import.append(helper.make_opsetid(_DOMAIN, 1))
-    _drop_unread(model.graph)
+    drop_unread(model.graph)
     return bytes(model.SerializeToString(deterministic=True))
 
 
@@ -114,14 +115,3 @@ def _packed(values: np.ndarray[Any, Any], bits: int) -> np.ndarray[Any, Any]:
     if values.shape[1] % 2:
         values = np.pad(values, ((0, 0), (0, 1)))
     return np.ascontiguousarray(values[:, ::2] | values[:, 1::2] << 4)
-
-
-def _drop_unread(graph: onnx.GraphProto) -> None:
-    """Take out the floats, and what transposed them."""
-    for parts in (graph.node, graph.initializer):
-        read = {name for node in graph.node for name in node.input}
-        read |= {value.name for value in graph.output}
-        for part in list(parts):
-            names = part.output if isinstance(part, onnx.NodeProto) else [part.name]
-            if not read.intersection(names):
-                parts.remove(part)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -78,9 +79,9 @@ def macs_of(node: Any) -> int:
     if name.partition(".")[0] not in _PRODUCTS:
         return 0
     shapes = [_shape(arg) for arg in node.args if hasattr(arg, "meta")]
-    out = _size(_shape(node))
+    out = math.prod(_shape(node))
     if name.startswith("conv"):
-        return out * _size(shapes[1][1:])
+        return out * math.prod(shapes[1][1:])
     return out * shapes[1 if name.startswith("addmm") else 0][-1]
 
 
@@ -88,10 +89,3 @@ def _shape(node: Any) -> list[int]:
     value = node.meta["val"]
     value = value[0] if isinstance(value, tuple | list) else value
     return [size if isinstance(size, int) else 1 for size in value.shape]
-
-
-def _size(shape: Sequence[int]) -> int:
-    found = 1
-    for size in shape:
-        found *= size
-    return found

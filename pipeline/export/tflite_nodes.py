@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ _NAMES = {
 _CONVERSIONS = {"QUANTIZE", "DEQUANTIZE"}
 _CONVOLUTIONS = {"CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV"}
 _PRODUCTS = {"FULLY_CONNECTED", "BATCH_MATMUL"}
+_INTEGERS = {schema.TensorType.INT8, schema.TensorType.INT4}
 #: A module in the name of a value: its class, and its name in the module around it.
 _SCOPE = re.compile(r"^[\w.<>]*\.(?:[A-Za-z]\w*?)_(\w+)$")
 _DELEGATE = "DELEGATE"
@@ -40,7 +42,7 @@ def nodes_of(content: bytes, program: ExportedProgram) -> dict[str, Any]:
         name = _NAMES[max(code.builtinCode, code.deprecatedBuiltinCode)]
         out = graph.tensors[node.outputs[0]]
         if name not in _CONVERSIONS:
-            integer = out.type == schema.TensorType.INT8
+            integer = out.type in _INTEGERS or _has_integer_weights(name, graph, node)
             module = _module(out.name.decode(errors="replace"), paths)
             macs = _macs(name, graph, node)
             operators.append(Operator(name, module, macs, number in taken, integer))
@@ -87,22 +89,23 @@ def _module(name: str, paths: Iterable[str]) -> str:
     return max((p for p in paths if joined == p or joined.endswith(p)), key=len, default="")
 
 
+def _has_integer_weights(name: str, graph: Any, node: Any) -> bool:
+    """Whether a layer that gives floats multiplies by integers all the same."""
+    if name not in _CONVOLUTIONS | _PRODUCTS:
+        return False
+    return graph.tensors[node.inputs[1]].type in _INTEGERS
+
+
 def _macs(name: str, graph: Any, node: Any) -> int:
     if name not in _CONVOLUTIONS | _PRODUCTS:
         return 0
-    taken = [_size(graph.tensors[index].shape) for index in node.inputs[:2]]
-    weight, out = graph.tensors[node.inputs[1]].shape, _size(graph.tensors[node.outputs[0]].shape)
+    first, weight = ([int(n) for n in graph.tensors[index].shape] for index in node.inputs[:2])
+    out = math.prod(int(n) for n in graph.tensors[node.outputs[0]].shape)
     if name == "CONV_2D":
-        return out * _size(weight[1:])
+        return out * math.prod(weight[1:])
     if name == "DEPTHWISE_CONV_2D":
-        return out * _size(weight[1:3])
-    if name == "TRANSPOSE_CONV":
-        return taken[0] * _size(weight[1:])
-    return out * int(graph.tensors[node.inputs[0]].shape[-1])
-
-
-def _size(shape: Any) -> int:
-    found = 1
-    for size in shape:
-        found *= int(size)
-    return found
+        return out * math.prod(weight[1:3])
+    if name == "TRANSPOSE_CONV":  # first comes the output's shape; weights are (out, h, w, in)
+        values = [int(n) for n in graph.tensors[node.inputs[2]].shape]
+        return math.prod(values) * math.prod(weight[:3])
+    return out * first[-1]

@@ -241,7 +241,7 @@ def test_fp32_executes_in_one_piece(made: dict, format_: str):
     else:
         assert record["opset"] >= 18
     assert record["batch"] == 1
-    assert "quantization" not in record
+    assert "layout" not in record
     placed = record["placement"]
     assert (placed["partitions"], placed["share"], placed["macs_share"]) == (1, 1, 1)
     assert (placed["integer"], placed["outside"]) == (0, [])

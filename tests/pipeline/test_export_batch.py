@@ -198,6 +198,102 @@ def test_a_program_that_holds_its_batch_is_refused_with_a_hint(module: nn.Module
     assert "constants in forward" in refusal.value.hint
 
 
+@pytest.mark.parametrize("batch", [4, "dynamic"])
+def test_an_open_program_that_mixes_examples_is_refused_too(batch):
+    program = open_program_of(Mixed(), torch.from_numpy(images(2)))
+    assert batch_of(program) == "dynamic"
+    with pytest.raises(ExportError, match=f"its examples one by one only, not {batch}"):
+        with_batch(program, batch)
+
+
+def test_what_is_no_number_may_be_one_nowhere_else():
+    class Logarithm(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.log().flatten(1)
+
+    program = trace(Logarithm(), torch.from_numpy(images(1)))
+    found = with_batch(program, 4)
+    x = torch.from_numpy(images(4))
+    with torch.no_grad():
+        torch.testing.assert_close(found.module()(x), x.log().flatten(1), equal_nan=True)
+
+    class Lost(nn.Module):
+        """Gives numbers for one example, and none for those behind it."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.flatten(1) + (x.flatten(1).cumsum(0) / x.flatten(1) - 1).log() * 0
+
+    with pytest.raises(ExportError, match="a batch of 1 only"):
+        with_batch(trace(Lost(), torch.ones(1, 3, 4, 4)), 4)
+
+
+class Looked(nn.Module):
+    """Numbers of words, which only some numbers are, times one number for all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(50, 4)
+
+    def forward(self, scale: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+        vectors = self.table(words - 100)
+        return scale * vectors.mean(1)
+
+
+@pytest.mark.parametrize("batch", [4, "dynamic"])
+def test_inputs_without_a_batch_and_numbers_of_words_are_kept(batch):
+    torch.manual_seed(0)
+    module, words = Looked().eval(), torch.arange(100, 106)[None]
+    given = (torch.tensor(2.0), words)
+    program = torch.export.export(module, given, strict=False)
+    found = with_batch(program, batch)
+    assert batch_of(found) == batch
+    many = torch.cat([words, words + 1, words + 2, words + 3])
+    with torch.no_grad():
+        got = found.module(check_guards=False)(given[0], many)
+        torch.testing.assert_close(got, module(given[0], many))
+
+
+def test_numbers_of_words_that_are_mixed_are_found():
+    """All examples alike, as zeros would be, show no mixing."""
+
+    class Compared(Looked):
+        def forward(self, scale: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+            first = self.table(words - 100)[:, 0]
+            return scale * (first - first.mean(0))
+
+    torch.manual_seed(0)
+    given = (torch.tensor(2.0), torch.arange(100, 106)[None])
+    with pytest.raises(ExportError, match="a batch of 1 only"):
+        with_batch(torch.export.export(Compared().eval(), given, strict=False), 4)
+
+
+def test_a_program_without_a_batch_is_left_alone_or_refused():
+    class Number(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * 2
+
+    program = torch.export.export(Number(), (torch.tensor(1.0),), strict=False)
+    assert with_batch(program, 1) is program
+    for batch in (4, "dynamic"):
+        with pytest.raises(ExportError, match="takes no batch"):
+            with_batch(program, batch)
+
+
+def test_executorch_says_per_input_which_is_open(tmp_path: Path):
+    class Weighted(nn.Module):
+        def forward(self, picture: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+            return (picture * weight).mean((2, 3))
+
+    dim = torch.export.Dim("batch", min=1, max=8)
+    inputs = (torch.ones(2, 3, 4, 4), torch.full((3, 1, 1), 2.0))
+    program = torch.export.export(Weighted(), inputs, strict=False, dynamic_shapes=({0: dim}, None))
+    path = tmp_path / "two.pte"
+    write_artifact(program, "executorch", path, None, {"model": "two"})
+    io = read_artifact(path).io
+    assert [spec.shape for spec in io.inputs] == [(-1, 3, 4, 4), (3, 1, 1)]
+    assert [spec.shape for spec in io.outputs] == [(-1, 3)]
+
+
 def test_int8_is_made_for_four_with_the_same_integers(tmp_path: Path):
     program = trace(network(), torch.from_numpy(images(1)))
     quantized = quantize(program, "onnx", images(8))
@@ -206,7 +302,7 @@ def test_int8_is_made_for_four_with_the_same_integers(tmp_path: Path):
         path = tmp_path / f"{batch}.onnx"
         records.append(write_artifact(quantized, "onnx", path, Export(batch=batch)))
         outputs.append(host_outputs(read_artifact(path), images(4))[0])
-    assert records[0]["quantization"] == records[1]["quantization"]
+    assert records[0]["layout"] == records[1]["layout"]
     assert records[1]["placement"]["integer"] == records[0]["placement"]["integer"] > 0
     np.testing.assert_allclose(outputs[0], outputs[1], atol=0.02)
 
@@ -227,3 +323,14 @@ def test_another_batch_is_another_stage(workspace: Workspace, opened, tmp_path: 
     assert (four.io.batch, one.io.batch) == (4, 1)
     assert four.details["batch"] == 4
     assert four.recipe_key != one.recipe_key
+
+
+def test_a_partitioner_is_executorch_s_alone(workspace: Workspace, opened, tmp_path: Path):
+    path = tmp_path / "open.pt2"
+    save_program(opened, path)
+    words = {"model": "odd", "variant": "fp32", "dtype": "float32"}
+    asked = (Export(), Export(partitioner="none"))
+    onnx = [export_stage(workspace, path, "onnx", settings=each, **words) for each in asked]
+    assert onnx[0].recipe_key == onnx[1].recipe_key
+    own = [export_stage(workspace, path, "executorch", settings=each, **words) for each in asked]
+    assert own[0].recipe_key != own[1].recipe_key

@@ -12,11 +12,13 @@ import torch
 from torch import nn
 
 from pipeline.compress.quantize import quantize
-from pipeline.export import write_artifact
+from pipeline.export import export_stage, told, write_artifact
 from pipeline.export.parity import host_outputs
 from pipeline.export.placement import Operator, placement
 from pipeline.inspect import read_artifact
 from pipeline.model import trace
+from pipeline.programs import save_program
+from pipeline.stage import Workspace
 from profiles.errors import ExportError, StageError
 from profiles.export import Export
 from profiles.records import FORMATS, SUFFIX_OF
@@ -73,8 +75,7 @@ def test_a_file_says_what_it_is(made: dict, format_: str):
     assert {key: says[key] for key in SAYS} == SAYS
     assert (says["made_by"], says["batch"]) == ("edgeloop", 1)
     assert (says["inputs"], says["outputs"]) == (["input"], ["output"])
-    recorded = record["quantization"]
-    assert says["quantization"]["weights"][0]["dtype"] == recorded["weights"][0]["dtype"]
+    assert says["layout"]["weights"][0]["dtype"] == record["layout"]["weights"][0]["dtype"]
     assert [spec.name for spec in (*artifact.io.inputs, *artifact.io.outputs)] == [
         "input",
         "output",
@@ -83,7 +84,7 @@ def test_a_file_says_what_it_is(made: dict, format_: str):
 
 @pytest.mark.parametrize("format_", FORMATS)
 def test_the_layout_of_the_integers_is_recorded(made: dict, format_: str):
-    layout = made[format_][2]["quantization"]
+    layout = made[format_][2]["layout"]
     weights, activations = layout["weights"][0], layout["activations"][0]
     assert (weights["dtype"], weights["symmetric"]) == ("int8", True)
     assert weights["granularity"] == "per-channel"
@@ -185,6 +186,41 @@ def test_a_placement_counts_operators_and_their_work():
         {"operator": "sort", "module": "b", "count": 2},
     ]
     assert placement("X", 0, [])["macs_share"] is None
+
+
+def test_a_record_of_the_compression_and_one_of_the_export_both_stay(
+    program: ExportedProgram, tmp_path: Path
+):
+    path = tmp_path / "int8.pt2"
+    save_program(quantize(program, "onnx", images(8)), path)
+    own = {"quantization": {"float_layers": ["model.0"]}}
+    workspace = Workspace.open(tmp_path / "workspace")
+    try:
+        artifact = export_stage(
+            workspace, path, "onnx", model="small", variant="int8", dtype="int8", details=own
+        )
+    finally:
+        workspace.close()
+    assert artifact.details["quantization"] == own["quantization"]
+    layout = artifact.details["layout"]
+    assert layout["weights"][0]["granularity"] == "per-channel"
+    least, greatest = layout["parameters"]["scales"]
+    assert 0 < least < greatest
+    assert layout["parameters"]["tensors"] >= 5
+    assert told(artifact)["details"]["layout"] == layout
+
+
+def test_a_parameter_s_name_makes_no_tflite_file_quantized(tmp_path: Path):
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.quantize_per = nn.Conv2d(1, 2, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.quantize_per(x)
+
+    program = trace(Named().eval(), torch.from_numpy(images(1)))
+    assert write_artifact(program, "tflite", tmp_path / "model")["quantized"] is False
 
 
 # Partitioners

@@ -111,3 +111,40 @@ def test_other_biases_stay(layer):
     before = layer.SerializeToString()
     assert quantize_biases(layer) == 0
     assert layer.SerializeToString() == before
+
+
+def test_what_a_branch_alone_reads_stays_and_its_traces_go():
+    """``If`` as PyTorch's ``cond`` becomes it: bodies read the weights of the graph around them."""
+    from pipeline.export.onnx import _strip_traces
+
+    choosing = model("Gemm")
+    value = helper.make_tensor_value_info("t", TensorProto.FLOAT, (1, 3))
+    choosing.graph.initializer.append(numpy_helper.from_array(np.full((1, 3), 7, "f4"), "deep"))
+    within = helper.make_node("Identity", ["deep"], ["t"], doc_string="/home/someone/net.py")
+    within.metadata_props.add(key="trace", value="/home/someone/net.py")
+    inner = helper.make_graph([within], "inner", [], [value])
+    true = helper.make_tensor("true", TensorProto.BOOL, (), [True])
+    choosing.graph.initializer.append(true)
+    outer = helper.make_graph(
+        [helper.make_node("If", ["true"], ["t"], then_branch=inner, else_branch=inner)],
+        "outer",
+        [],
+        [value],
+    )
+    choosing.graph.node.append(
+        helper.make_node("If", ["true"], ["z"], then_branch=outer, else_branch=inner)
+    )
+    choosing.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, (1, 3)))
+    function = helper.make_function(
+        "own", "f", ["a"], ["b"], [helper.make_node("Identity", ["a"], ["b"])], []
+    )
+    function.node[0].metadata_props.add(key="trace", value="/home/someone/net.py")
+    choosing.functions.append(function)
+    assert quantize_biases(choosing) == 1
+    _strip_traces(choosing)
+    names = {tensor.name for tensor in choosing.graph.initializer}
+    assert names >= {"deep", "true"} and "bias" not in names
+    assert b"someone" not in choosing.SerializeToString()
+    del choosing.functions[:]
+    session = ort.InferenceSession(choosing.SerializeToString())
+    assert session.run(["z"], {"x": np.zeros((1, 4), "f4")})[0].tolist() == [[7, 7, 7]]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.data import DataHandle, Split
 from pipeline.export.parity import compare, host_outputs, parity_stage
+from pipeline.inspect import read_artifact
 from pipeline.stage import Workspace
 from profiles.canonical import file_sha256
 from profiles.config import parse
@@ -193,7 +194,10 @@ def flat(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny model takes rows, not images."""
     from pipeline.export import parity
 
-    monkeypatch.setattr(parity, "host_outputs", lambda a, x: host_outputs(a, x.reshape(-1, 8)))
+    def rows_of(artifact: Artifact, x: np.ndarray, rows: int | None = None):
+        return host_outputs(artifact, x.reshape(-1, 8), rows)
+
+    monkeypatch.setattr(parity, "host_outputs", rows_of)
 
 
 def test_labels_are_part_of_what_parity_is_about(
@@ -225,6 +229,40 @@ def test_parity_is_worked_out_once_and_comes_back_the_same(
     assert isinstance(second.accuracy_drop_ci95, tuple)
     assert not first.passed
     assert len(list((workspace.root / "stages").iterdir())) == 1
+
+
+@pytest.mark.parametrize(("axis", "passes"), [(1, True), (0, False)])
+def test_an_open_batch_is_tried_with_several_examples(
+    workspace: Workspace, tmp_path: Path, flat: None, axis: int, passes: bool
+):
+    """Each alone it computes what is expected; together a mean over the wrong axis mixes them."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    graph = helper.make_graph(
+        [
+            helper.make_node("ReduceMean", ["x"], ["mean"], axes=[axis], keepdims=1),
+            helper.make_node("Add", ["x", "mean"], ["sum"]),
+            helper.make_node("MatMul", ["sum", "w"], ["y"]),
+        ],
+        "open",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4])],
+        [numpy_helper.from_array(logits(8), "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path = tmp_path / "open.onnx"
+    onnx.save(model, path)
+    artifact = read_artifact(path)
+    assert artifact.io.inputs[0].shape == (-1, 8)
+    data = _Handle(tmp_path / "data", np.arange(20) % 4)
+    reference = tmp_path / "reference.npy"
+    np.save(reference, _tiny_outputs(artifact, data))
+    found = parity_stage(workspace, artifact, STRICT, data, reference, reference)
+    assert found.passed is passes
+    assert found.reason.startswith("" if passes else "3 examples at once are off from each alone")
+    assert bool(found.reason) is not passes
+    assert found.max_abs_error == 0
 
 
 def test_an_artifact_that_its_runtime_refuses_says_so(tiny: Artifact, tmp_path: Path):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from pipeline.compress.variants import compress, original
 from pipeline.compress.weight_only import limits, nearest, weight_only
 from pipeline.export import write_artifact
 from pipeline.export.integer_weights import integer_weights, with_float_weights
+from pipeline.export.layout import layout_of
 from pipeline.model import trace
 from pipeline.programs import load_program, save_program
 from pipeline.stage import Workspace
@@ -110,7 +114,24 @@ def test_files_are_small_and_their_runtimes_compute_the_same(
     save_program(made, tmp_path / "model.pt2")
     loaded = load_program(tmp_path / "model.pt2")
     path = tmp_path / "artifact"
-    record = write_artifact(loaded, format_, path)
+    # A recipe's export has the file say what it is, and stores its record: both as JSON.
+    record = write_artifact(loaded, format_, path, None, {"model": "tokens"})
+    stored = json.loads(json.dumps({k: v for k, v in record.items() if k != "io"}))
+    (way,) = stored["layout"]["weights"]
+    assert (way["dtype"], way["tensors"]) == ("int8", 3)
+    wanted = options.get("group_size")
+    assert (way["granularity"], way.get("group_size"), way.get("axis")) == (
+        ("per-group", wanted, None) if wanted else ("per-channel", None, 0)
+    )
+    assert way["symmetric"] is options.get("symmetric", True)
+    steps = np.concatenate([held.scale.ravel() for held in integer_weights(made)])
+    parameters = stored["layout"]["parameters"]
+    assert parameters["tensors"] == 3
+    assert parameters["scales"] == [float(steps.min()), float(steps.max())]
+    # What is described is the file as it is, with its integers.
+    placed = record["placement"]
+    assert placed["integer"] >= 3
+    assert placed["macs_share"] == 1
 
     floats = sum(4 * parameter.numel() for parameter in Tokens().parameters())
     assert floats / path.stat().st_size > smaller
@@ -133,6 +154,46 @@ def test_onnx_runtime_gets_its_own_operator_and_no_floats(tmp_path):
         np.prod(i.dims) for i in graph.initializer if i.data_type == onnx.TensorProto.FLOAT
     )
     assert floats < 0.05 * sum(np.prod(i.dims) for i in graph.initializer)
+
+
+def test_tflite_integers_lie_where_kernels_may_read_them(tmp_path):
+    """At multiples of 16 bytes, as the schema wants it."""
+    from litert_converter import schema_py_generated as schema
+
+    made, _ = weight_only(program(), "tflite", 8)
+    write_artifact(made, "tflite", tmp_path / "artifact")
+    content = np.frombuffer((tmp_path / "artifact").read_bytes(), np.uint8)
+    model = schema.Model.GetRootAs(content, 0)
+    buffers = [model.Buffers(index) for index in range(model.BuffersLength())]
+    held = [buffer.DataAsNumpy() for buffer in buffers if buffer.DataLength()]
+    start = content.__array_interface__["data"][0]
+    assert len(held) > 3
+    assert {(data.__array_interface__["data"][0] - start) % 16 for data in held} == {0}
+
+
+def test_parameters_tell_two_quantizations_of_one_layout_apart():
+    first, second = (
+        layout_of(weight_only(program(), "onnx", 4, samples=given)[0])
+        for given in (None, CALIBRATION * np.linspace(0.01, 3, WIDTH, dtype=np.float32))
+    )
+    assert first and second
+    assert first["weights"] == second["weights"]
+    assert first["parameters"]["sha256"] != second["parameters"]["sha256"]
+    again = layout_of(weight_only(program(), "onnx", 4)[0])
+    assert again == first
+
+
+def test_weights_become_integers_where_nothing_else_is_imported():
+    """PyTorch has the operator once a module is imported; a process may begin with this."""
+    code = (
+        "import torch; from pipeline.compress.weight_only import weight_only;"
+        "example = (torch.ones(1, 32),);"
+        "given = torch.export.export(torch.nn.Linear(32, 4), example, strict=False);"
+        "print(weight_only(given, 'onnx', 8)[1]['layers'])"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.stdout.strip() == "1", done.stderr
 
 
 def test_litert_multiplies_integers_within_its_delegate(tmp_path):

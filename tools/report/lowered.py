@@ -44,7 +44,7 @@ def _row(lowered: Mapping[str, Any]) -> LoweredRow:
         macs="unknown" if share is None else "100 %" if share == 1 else f"{100 * share:.1f} %",
         partitions=str(placed["partitions"]),
         integers=str(placed["integer"]),
-        quantization=quantization(details.get("quantization")),
+        quantization=quantization(details.get("layout")),
         outside=_named(placed["outside"]),
     )
 
