@@ -18,7 +18,7 @@ from pipeline.compress.calibration import (
     calibration_record,
     quantization_record,
 )
-from pipeline.compress.int8 import make
+from pipeline.compress.int8 import Choice, make, quantized
 from pipeline.compress.quantize import calibrated, lowered
 from pipeline.compress.simulate import Simulation, batch_of, demand_finite, outputs_of
 from pipeline.compress.variants import original
@@ -209,6 +209,31 @@ def test_training_for_int8_knows_what_stays_in_fp32(monkeypatch: pytest.MonkeyPa
     with pytest.raises(Told):
         make(cast(Any, None), asked, cast(Any, None))
     assert told[0].keep == ("model.head",)
+
+
+def test_a_drop_is_held_by_the_blocks_that_were_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    told: dict[str, Any] = {}
+
+    class Told(Exception):
+        pass
+
+    def controlled(*others: Any, **options: Any) -> None:
+        told.update(options)
+        raise Told
+
+    monkeypatch.setattr("pipeline.compress.controlled.controlled", controlled)
+    workspace = Workspace.open(tmp_path / "work")
+    try:
+        job = gratings.job(tmp_path, workspace, {}, factor=1.0)
+        settings = Int8(name="s", method="int8", max_drop=0.01)
+        choice = Choice("measured", costs_ns={"stem": 5.0}, depth=1)
+        with pytest.raises(Told):
+            quantized(job, settings, original(job, "onnx"), choice)
+    finally:
+        workspace.close()
+    assert (told["costs_ns"], told["depth"]) == ({"stem": 5.0}, 1)
 
 
 def test_a_variant_s_record_says_how_it_was_made(tmp_path: Path):

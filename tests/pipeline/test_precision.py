@@ -12,8 +12,8 @@ import pytest
 
 from devices.inventory import Device
 from devices.transport.truth import NAME
-from pipeline.compress import precision, quantize
-from pipeline.compress.int8 import make
+from pipeline.compress import int8, precision, quantize
+from pipeline.compress.int8 import Choice, make
 from pipeline.compress.precision import gains, verdict
 from pipeline.compress.variants import Compressed, Job, original
 from pipeline.export.parity import compare
@@ -145,12 +145,24 @@ def test_another_setting_of_the_quantizer_wins_where_it_is_faster(bench: Bench):
     assert "model.deep.0" in made.details["quantization"]["float_layers"]
 
 
-def test_blocks_that_are_slower_in_int8_are_left_where_the_whole_is_faster_for_it(bench: Bench):
+def test_blocks_that_are_slower_in_int8_are_left_where_the_whole_is_faster_for_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+):
+    choices: list[Choice] = []
+
+    def quantized(job: Job, settings: Int8, base: Compressed, choice: Choice) -> Compressed:
+        choices.append(choice)
+        return int8.quantized(job, settings, base, choice)
+
+    monkeypatch.setattr(precision, "quantized", quantized)
     bench.slow = ("down.0",)
     name = "int8, 1 of 4 blocks in FP32"
     taken = bench.made(bench.device("third")).details["policy"]
     assert taken["chosen"] == "int8", "its file is larger, so it takes longer on this device"
     assert taken["candidates"][name]["keep"] == ["model.down"]
+    # What holds a drop knows which blocks these costs are of.
+    assert (choices[-1].name, choices[-1].depth) == (name, 2)
+    assert choices[-1].costs_ns["down.0"] < 0
     slow = {"int8": 60_000, "int8, deep in FP32": 90_000}
     found = bench.made(bench.device("fourth", **slow, **{name: 40_000}))
     assert found.details["policy"]["chosen"] == name
