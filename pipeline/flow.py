@@ -167,9 +167,9 @@ def pick_devices(recipe: Recipe) -> Bench:
     for number, variant in enumerate(recipe.variants):
         asked = getattr(getattr(variant, "budget", None), "device", None)
         if asked is not None and asked not in recipe.devices:
-            known = ", ".join(recipe.devices)
+            measured = ", ".join(recipe.devices)
             problems.append(
-                f"variants.{number}.budget.device: {asked!r} is not of devices: {known}"
+                f"variants.{number}.budget.device: {asked!r} is not of devices: {measured}"
             )
     for key, path in (
         ("model.factory", recipe.model.factory),
