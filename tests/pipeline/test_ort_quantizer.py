@@ -8,7 +8,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -18,9 +17,22 @@ import torch
 from torch import nn
 
 from pipeline.compress import silence_telemetry
-from pipeline.compress.ort_quantizer import ACTIVATION, THIN, WEIGHT, OrtQuantizer
+from pipeline.compress.ort_quantizer import OrtQuantizer
 from pipeline.export import write_artifact
-from profiles.errors import ModelError, UsageError
+from profiles.errors import ModelError
+from tests.pipeline.annotating import (
+    IMAGE,
+    SAMPLES,
+    F,
+    Net,
+    Sample,
+    annotated,
+    conv,
+    export,
+    images,
+    specs,
+    unit,
+)
 
 pytestmark = pytest.mark.filterwarnings(
     # PyTorch's exporter, of its own tree utilities.
@@ -29,42 +41,6 @@ pytestmark = pytest.mark.filterwarnings(
 
 #: So small networks are thin all over.
 INTEGER_FROM_THE_START = functools.partial(OrtQuantizer, start="integer")
-F = nn.functional
-IMAGE = (1, 3, 32, 32)
-SAMPLES = 16
-
-
-class Traced(nn.Module):
-    """What the exporter sees: the network under the attribute ``model``."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        return self.model(*inputs)
-
-
-class Net(nn.Module):
-    """Layers, and a function that connects them."""
-
-    def __init__(self, connect: Callable[..., torch.Tensor], **layers: nn.Module) -> None:
-        super().__init__()
-        self.connect = connect
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        return self.connect(self, *inputs)
-
-
-def conv(narrow: int, wide: int, size: int = 3, **options: int) -> nn.Conv2d:
-    return nn.Conv2d(narrow, wide, size, padding=size // 2, **options)
-
-
-def unit(narrow: int, wide: int, size: int, activation: type[nn.Module], **options: int):
-    layers = [conv(narrow, wide, size, **options), nn.BatchNorm2d(wide)]
-    return nn.Sequential(*layers, activation())
 
 
 def inverted(narrow: int, wide: int, stride: int) -> nn.Module:
@@ -129,17 +105,6 @@ class Quantized:
         return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
 
 
-Sample = tuple[torch.Tensor, ...]
-
-
-def images(shape: tuple[int, ...] = IMAGE) -> list[Sample]:
-    """Smooth patterns with some noise: unlike noise alone, they differ after global pooling."""
-    patterns = torch.randn(SAMPLES, *shape[1:])
-    if len(shape) == 4:
-        patterns = F.interpolate(patterns[..., :2, :2], size=shape[-2:], mode="bilinear")
-    return [(pattern[None] + 0.2 * torch.randn(shape),) for pattern in patterns]
-
-
 def settle(model: nn.Module, samples: list[Sample]) -> nn.Module:
     """Give batch norms the statistics of the samples, so that a random network keeps a signal."""
     for layer in model.modules():
@@ -148,22 +113,6 @@ def settle(model: nn.Module, samples: list[Sample]) -> nn.Module:
     with torch.no_grad():
         model.train()(torch.cat([x for (x,) in samples]))
     return model.eval()
-
-
-def export(model: nn.Module, sample: Sample, *, functional: bool = False) -> torch.fx.GraphModule:
-    program = torch.export.export(Traced(model.eval()), sample, strict=False)
-    return (program.run_decompositions({}) if functional else program).module()
-
-
-def annotated(model: nn.Module, sample: Sample, **choices: Any) -> torch.fx.GraphModule:
-    quantizer = OrtQuantizer(**choices)
-    return quantizer.annotate(quantizer.transform_for_annotation(export(model, sample)))
-
-
-def specs(graph: torch.fx.GraphModule) -> dict[str, object]:
-    """The annotations, by the name of the node."""
-    key = "quantization_annotation"
-    return {node.name: node.meta[key] for node in graph.graph.nodes if key in node.meta}
 
 
 def outputs(model: Path, samples: list[Sample]) -> np.ndarray:
@@ -405,101 +354,3 @@ def test_skipped_modules_stay_float(quantize):
     result = quantize(model, images(), INTEGER_FROM_THE_START(skip=["model.1"]))
     assert result.operators["QLinearConv"] == 2
     assert result.operators["Conv"] + result.operators["FusedConv"] == 2
-
-
-def test_skipping_what_is_not_there_names_every_mistake():
-    quantizer = OrtQuantizer(skip=["model.0", "model.9", "features.*"])
-    graph = quantizer.annotate(export(nn.Sequential(conv(3, 4)), images()[0]))
-    with pytest.raises(UsageError, match=r"under features\.\*, model\.9 \("):
-        quantizer.validate(graph)
-
-
-def test_units_read_and_give_unsigned_activations_and_signed_weights():
-    model = nn.Sequential(conv(3, 6, groups=3), nn.ReLU6())
-    graph = annotated(model, images()[0], start="integer")
-    clamp, convolution = specs(graph)["hardtanh"], specs(graph)["conv2d"]
-    assert list(convolution.input_qspec_map.values()) == [ACTIVATION, WEIGHT]
-    assert convolution.output_qspec is None  # the clamp's output is the unit's
-    assert clamp.output_qspec == ACTIVATION
-    assert (ACTIVATION.dtype, ACTIVATION.qscheme) == (torch.uint8, torch.per_tensor_affine)
-    assert (WEIGHT.dtype, WEIGHT.qscheme) == (torch.int8, torch.per_channel_symmetric)
-    assert (WEIGHT.quant_min, WEIGHT.quant_max, WEIGHT.ch_axis) == (-127, 127, 0)
-
-
-@pytest.mark.parametrize(
-    "connect",
-    [
-        pytest.param(lambda s, x: torch.tanh(x) + torch.tanh(s.a(x)), id="float on both sides"),
-        pytest.param(lambda s, x: torch.tanh(torch.tanh(x) + s.a(x)), id="float before and after"),
-        pytest.param(lambda s, x: s.b(s.a(x) + 1.0), id="a number in the code"),
-        pytest.param(lambda s, x: s.b(torch.add(s.a(x), s.b(x), alpha=2)), id="scaled"),
-        pytest.param(lambda s, x: s.b(s.a(x) + s.bias), id="a constant"),
-        pytest.param(lambda s, x: s.a(x) + s.a(x).shape[0] * s.a(x).long(), id="integers"),
-    ],
-)
-def test_an_addition_is_not_quantized_for(connect):
-    model = Net(connect, a=conv(3, 3), b=conv(3, 3))
-    model.register_buffer("bias", torch.ones(3, 1, 1))
-    names = specs(annotated(model, images()[0], start="integer"))
-    assert "conv2d" in names
-    assert not {name for name in names if name.startswith("add")}
-
-
-def test_the_residual_stream_of_a_transformer_stays_float():
-    def connect(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        for layer in (self.a, self.b):
-            x = x + layer(self.norm(x))
-        return self.norm(x)
-
-    model = Net(connect, a=nn.Linear(8, 8), b=nn.Linear(8, 8), norm=nn.LayerNorm(8))
-    found = specs(annotated(model, images((1, 5, 8))[0]))
-    assert found.keys() == {"linear", "linear_1"}
-    assert not [unit for unit in found.values() if unit.output_qspec]
-
-
-@pytest.mark.parametrize(
-    "connect",
-    [
-        pytest.param(lambda s, x, w: F.conv2d(x, w), id="computed weights"),
-        pytest.param(lambda s, x, w: F.conv2d(x, s.w, w[:, 0, 0, 0]), id="computed bias"),
-        pytest.param(lambda s, x, w: F.conv2d(x.double(), s.w64), id="float64"),
-        pytest.param(lambda s, x, w: F.conv_transpose2d(x, s.w), id="transposed"),
-    ],
-)
-def test_a_convolution_without_an_integer_kernel_is_left_alone(connect):
-    model = Net(connect)
-    model.register_buffer("w", torch.randn(3, 3, 3, 3))
-    model.register_buffer("w64", torch.randn(3, 3, 3, 3).double())
-    sample = (torch.randn(IMAGE), torch.randn(3, 3, 3, 3))
-    assert not specs(annotated(model, sample, start="integer"))
-
-
-def first(*layers: nn.Module) -> list[str]:
-    """Names of the convolutions that become integers; those of the others have none."""
-    graph = annotated(nn.Sequential(*layers), images()[0])
-    return [name for name in specs(graph) if name.startswith("conv")]
-
-
-def test_a_thin_first_convolution_stays_float():
-    widest = (THIN - 1) // 27
-    assert first(conv(3, widest), nn.ReLU(), conv(widest, 8)) == ["conv2d_1"]
-    assert first(conv(3, widest + 1), nn.ReLU(), conv(widest + 1, 8)) == ["conv2d", "conv2d_1"]
-
-
-def test_a_depthwise_convolution_behind_it_stays_float_and_no_other():
-    stem = [conv(3, 8), nn.Hardswish(inplace=True)]
-    assert first(*stem, conv(8, 8, groups=8), nn.ReLU(), conv(8, 8)) == ["conv2d_2"]
-    assert first(*stem, conv(8, 8, groups=4)) == ["conv2d_1"]
-    assert first(conv(3, 3, groups=3), conv(3, 64), conv(64, 64, groups=64)) == [
-        "conv2d_1",
-        "conv2d_2",
-    ]
-
-
-def test_what_is_added_to_it_ends_the_float_start():
-    def connect(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        return self.c(self.a(x) + self.b(x))
-
-    model = Net(connect, a=conv(3, 8), b=conv(3, 8, 7), c=conv(8, 8, groups=8))
-    found = specs(annotated(model, images()[0]))
-    assert {name for name in found if name.startswith("conv")} == {"conv2d_1", "conv2d_2"}

@@ -10,42 +10,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from pipeline.data import Split
-from pipeline.training import Callback, augmented, demand_classes, optimise, train_classifier
+from pipeline.training import Callback, augmented, optimise
 from profiles.compression import Training
-from profiles.errors import DataError, StageError
-
-EPOCHS = 4
-TRAINING = Training(epochs=EPOCHS, batch_size=16, learning_rate=0.01, flip=True, crop=1, seed=5)
-CLASSES = 3
-
-
-def data(count: int = 48, seed: int = 0) -> Split:
-    """Classes that differ by the brightest channel."""
-    rng = np.random.default_rng(seed)
-    y = rng.integers(0, CLASSES, count)
-    x = rng.standard_normal((count, CLASSES, 6, 6)).astype(np.float32)
-    x[np.arange(count), y] += 1.0
-    return Split(x, y.astype(np.int64))
-
-
-def network() -> nn.Module:
-    """With everything that has a state or a die: batch norm and dropout."""
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.Dropout(0.3),
-        nn.AdaptiveAvgPool2d(2),
-        nn.Flatten(),
-        nn.Linear(32, CLASSES),
-    )
+from tests.pipeline.trainings import EPOCHS, TRAINING, data, fit, network
 
 
 class Drift(Callback):
@@ -65,23 +36,6 @@ class Drift(Callback):
 
     def restore(self, state: dict[str, torch.Tensor]) -> None:
         self.sum = state["sum"]
-
-
-def fit(
-    module: nn.Module,
-    *,
-    examples: Split | None = None,
-    training: Training = TRAINING,
-    progress: Callable[[str], None] = lambda text: None,
-    **more: Any,
-) -> nn.Module:
-    def step(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        loss = nn.functional.cross_entropy(module(x), y)
-        loss.backward()
-        return loss
-
-    optimise(module, examples or data(), training, step, progress, "net", **more)
-    return module
 
 
 def same(one: nn.Module, other: nn.Module) -> bool:
@@ -181,7 +135,8 @@ def test_a_killed_process_goes_on_to_the_same_weights(tmp_path: Path, trained: n
     killed = f"""
 import os, signal
 from pathlib import Path
-from tests.pipeline.test_training import Drift, fit, network
+from tests.pipeline.test_training import Drift
+from tests.pipeline.trainings import fit, network
 
 def progress(text):
     if "epoch 2/" in text:
@@ -313,85 +268,6 @@ def test_a_group_of_a_callback_learns_at_its_own_rate():
     fit(module, callbacks=[Still()])
     torch.testing.assert_close(module[6].weight, before, rtol=0, atol=1e-9)
     assert not torch.allclose(module[6].bias, others)
-
-
-# -- what goes wrong
-
-
-def test_a_loss_that_is_no_number_is_told_with_its_epoch_and_rate():
-    module = network()
-
-    def step(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        loss = nn.functional.cross_entropy(module(x), y)
-        steps.append(loss.item())
-        if len(steps) == 5:  # the second batch of the second epoch
-            loss = loss * float("nan")
-        loss.backward()
-        return loss
-
-    steps: list[float] = []
-    with pytest.raises(StageError) as caught:
-        optimise(module, data(), TRAINING, step, lambda text: None, "net")
-    assert str(caught.value).startswith(
-        "net: the loss is not finite in epoch 2, at a learning rate of 0.0"
-    )
-    assert caught.value.hint == "lower train.learning_rate"
-    # The step that would have made them NaN was not taken.
-    assert all(parameter.isfinite().all() for parameter in module.parameters())
-
-
-def test_weights_that_become_no_numbers_after_the_last_loss_are_told_too(tmp_path: Path):
-    module = network()
-
-    class Burst(Callback):
-        def finish(self, step: int, steps: int) -> None:
-            if step == steps - 1:
-                with torch.no_grad():
-                    module[6].weight[0, 0] = float("inf")
-
-    checkpoint = tmp_path / "net.pt"
-    with pytest.raises(StageError, match=r"net: 6\.weight is not finite in epoch 4, at a learning"):
-        fit(module, callbacks=[Burst()], checkpoint=checkpoint)
-    assert checkpoint.exists()
-    # The epochs before it are kept, what broke is not.
-    said: list[str] = []
-    with pytest.raises(StageError):
-        fit(module := network(), callbacks=[Burst()], checkpoint=checkpoint, progress=said.append)
-    assert said == ["net: goes on after epoch 3"]
-
-
-@pytest.mark.filterwarnings("error")
-def test_a_rate_far_too_high_ends_in_words():
-    with pytest.raises(StageError, match="not finite in epoch"):
-        fit(network(), training=TRAINING.model_copy(update={"learning_rate": 1e30}))
-
-
-@pytest.mark.parametrize(
-    ("labels", "problem"),
-    [
-        ([0, 1, 7], "labels go from 0 to 7"),
-        ([0, -1, 2], "labels go from -1 to 2"),
-    ],
-)
-def test_labels_that_no_class_has_are_one_line(labels: list[int], problem: str):
-    examples = Split(data(3).x, np.array(labels, dtype=np.int64))
-    with pytest.raises(DataError) as caught:
-        train_classifier(network(), examples, TRAINING, lambda text: None, "net")
-    assert caught.value.message == (
-        f"the net tells 3 classes apart, labelled 0 to 2, but the data's {problem}"
-    )
-    assert "\n" not in str(caught.value)
-
-
-def test_what_gives_no_class_scores_is_no_classifier():
-    with pytest.raises(DataError, match=r"the net gives outputs of shape \(1, 8, 6, 6\), expected"):
-        demand_classes(np.zeros((1, 8, 6, 6), np.float32), np.zeros(1, np.int64), "the net")
-
-
-def test_inputs_that_do_not_fit_are_one_line():
-    wrong = Split(np.zeros((4, 1, 6, 6), np.float32), np.zeros(4, np.int64))
-    with pytest.raises(DataError, match=r"the net does not take inputs of shape \(1, 6, 6\)"):
-        fit(network(), examples=wrong)
 
 
 # -- progress and augmentation
