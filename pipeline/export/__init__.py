@@ -64,7 +64,7 @@ def export_stage(
         format_: to which format.
         model, variant, dtype, role, details: for its record.
         settings: batch and partitioner; the program's own batch, and XNNPACK, where none are given.
-        says: what the file is to say of itself beside ``model``, ``dtype`` and ``program``; nothing
+        says: what the file is to say of itself beside ``model`` and ``dtype``; nothing
             at all where it is ``None``, so that what is equal has equal bytes.
 
     Raises:
@@ -74,7 +74,7 @@ def export_stage(
     parent = file_sha256(program)
     given: dict[str, Any] = {}
     if says is not None:
-        given = {"model": model, "dtype": dtype, "program": parent, **says}
+        given = {"model": model, "dtype": dtype, **says}
     inputs = {"program": parent, "settings": _asked(settings, format_), "says": given}
     stage = Stage(f"export-{format_}", inputs, (*packages, *_TELLING[format_]))
 

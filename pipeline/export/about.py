@@ -1,8 +1,9 @@
 """What an artifact says of itself, inside the file, where its format has a place for it.
 
-Only what follows from the program: what comes out the same after an upgrade, or under two names,
-has the same bytes and is measured once.  A variant's name, edgeloop's version and the stage's key
-are in the store's record instead, which the sha256 of ``program`` leads to.
+Only what follows from what is computed: what comes out the same after an upgrade, in another
+process, or under two names, has the same bytes and is measured once.  A variant's name, edgeloop's
+version, the stage's key and the program's sha256 (its file names modules by their places in memory)
+are in the store's record instead, which the file's own sha256 leads to.
 """
 
 from __future__ import annotations
@@ -20,8 +21,7 @@ def about(program: Any, given: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         program: that is lowered.
-        given: ``model``, ``dtype``, ``program`` (its sha256), ``compression``...;
-            empty for files that need not say anything.
+        given: ``model``, ``dtype``, ``compression``...; empty for files that need not say anything.
 
     Returns:
         The same, with the batch, the names of inputs and outputs, which of them are ``open`` in
