@@ -99,7 +99,8 @@ def _problem(item: Any) -> str:
         return f"{key}: {item['ctx']['error']}"
     if item["type"] == "union_tag_invalid":
         context = item["ctx"]
-        return f"{key}: {context['tag']!r} is none of {context['expected_tags']}"
+        which = context["discriminator"].strip("'")
+        return f"{key}.{which}: {context['tag']!r} is none of {context['expected_tags']}"
     message = item["msg"][0].lower() + item["msg"][1:]
     given = item["input"]
     shown = f", got {given!r}" if isinstance(given, str | int | float | bool) else ""

@@ -23,6 +23,7 @@ class Net(nn.Module):
     def __init__(self, connect: Callable[..., torch.Tensor], *layers: nn.Module) -> None:
         super().__init__()
         self.connect = connect
+        torch.manual_seed(0)
         self.a, self.b = layers or (nn.Conv2d(3, WIDTH, 3), nn.Conv2d(3, WIDTH, 3, bias=False))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -48,7 +49,8 @@ def rewritten(module: nn.Module, x: torch.Tensor) -> torch.fx.GraphModule:
     expected = graph(x[:1])
     results = decompose_hard_activations(graph)
     assert all(node in graph.graph.nodes for node in results)
-    torch.testing.assert_close(graph(x[:1]), expected, atol=1e-6, rtol=1e-6)
+    # FP32 rounds a sum of 28 products to some millionths.
+    torch.testing.assert_close(graph(x[:1]), expected, atol=1e-6, rtol=1e-5)
     return graph
 
 

@@ -412,7 +412,7 @@ def test_a_device_that_leaves_keeps_what_it_has_measured(one, tmp_path, monkeypa
     watch(one, monkeypatch, fail_kind("latency", ConnectionLost("cut")))
     monkeypatch.setattr("pipeline.flow.input_file", lambda *_: other.input_files[0])
     checked = [
-        SimpleNamespace(artifact=subject.artifact, parity=builders.parity())
+        SimpleNamespace(artifact=subject.artifact, parity=builders.parity(), device=None)
         for subject in (one.subjects[0], other)
     ]
     data = SimpleNamespace(arrays=SimpleNamespace(test=SimpleNamespace(x=np.zeros((1, 8)))))
@@ -443,7 +443,7 @@ def test_a_run_names_what_failed_beside_the_latency(one, monkeypatch, tmp_path):
     monkeypatch.setattr("pipeline.flow.measure", lambda *_: trials)
     monkeypatch.setattr("pipeline.flow.input_file", lambda *_: tmp_path)
     made = builders.artifact(variant="int8")
-    checked = [SimpleNamespace(artifact=made, parity=builders.parity())]
+    checked = [SimpleNamespace(artifact=made, parity=builders.parity(), device=None)]
     data = SimpleNamespace(arrays=SimpleNamespace(test=SimpleNamespace(x=np.zeros((1, 8)))))
     failures: list[Failure] = []
     recipe = SimpleNamespace(measure=Measure())

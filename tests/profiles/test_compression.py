@@ -130,7 +130,7 @@ TRAIN: dict[str, Any] = {"epochs": 1}
             "variants.0.fp32: fp32 is the model itself: it has no from",
         ),
         ({"sparsity": 0.5}, "variants.0: has no method"),
-        ({"method": "magic"}, "variants.0: 'magic' is none of 'fp32', 'finetune', 'int8',"),
+        ({"method": "magic"}, "variants.0.method: 'magic' is none of 'fp32', 'finetune', 'int8',"),
         (
             {"method": "int8", "max_drop": 2},
             "variants.0.int8.max_drop: input should be less than 1",
