@@ -195,17 +195,20 @@ def _ended_by_signals() -> Iterator[None]:
 @contextlib.contextmanager
 def _running(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
     """A command that has ended when the block has: asked first, then killed."""
+    # The terminal sends Ctrl-C to the command too: a shell takes it without ending, from its first
+    # moment on.
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    child = None
     try:
         child = subprocess.Popen(command)
-    except OSError as error:
-        raise UsageError(f"{command[0]!r} cannot be run: {error.strerror}") from error
-    # The terminal sends Ctrl-C to the command too: a shell takes it without ending.
-    before = signal.signal(signal.SIGINT, lambda *_: None)
-    try:
         yield child
+    except OSError as error:
+        if child is not None:
+            raise
+        raise UsageError(f"{command[0]!r} cannot be run: {error.strerror}") from error
     finally:
         signal.signal(signal.SIGINT, before)
-        if child.poll() is None:
+        if child is not None and child.poll() is None:
             child.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(_TERMINATE_S)
