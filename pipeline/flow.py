@@ -11,16 +11,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from devices.inventory import Device, load_inventory
+from devices.inventory import Device
+from pipeline.bench import pick_devices
 from pipeline.campaign import Subject, condition_of, input_file, measure
 from pipeline.compress.variants import Compressed, Job, compress, original
 from pipeline.data import DataHandle
 from pipeline.export import export_stage, told
 from pipeline.export.parity import parity_stage
 from pipeline.model import REFERENCE, model_stage
-from pipeline.stage import Progress, Workspace, source_digest
+from pipeline.stage import Progress, Workspace
 from profiles.durable import write_whole
-from profiles.errors import ConfigError, DeviceError, EdgeError, StageError, UsageError
+from profiles.errors import DeviceError, EdgeError, StageError
 from profiles.findings import Measurement
 from profiles.measure import Measure
 from profiles.recipe import DataSource, Recipe
@@ -138,51 +139,6 @@ def run(
         )
         _write_summary(workspace, summary)
     return summary
-
-
-@dataclass(frozen=True, slots=True)
-class Bench:
-    """The devices a recipe asks for: to measure its variants on, and to search for."""
-
-    measured: tuple[Device, ...]
-    searched: Device
-
-
-def pick_devices(recipe: Recipe) -> Bench:
-    """The recipe's devices, from its inventory; and a look at what else it names.
-
-    Raises:
-        UsageError: if the inventory cannot be read.
-        ConfigError: lists every device and every module that is not there.
-    """
-    inventory = load_inventory(recipe.inventory)
-    known = {device.id: device for device in inventory.devices}
-    search = recipe.search
-    wanted = search.device if search and search.device else recipe.devices[0]
-    problems = [
-        f"{key}: there is no device {name!r} in {recipe.inventory} (known: {', '.join(known)})"
-        for key, name in [*(("devices", d) for d in recipe.devices), ("search.device", wanted)]
-        if name not in known and (key == "devices" or wanted not in recipe.devices)
-    ]
-    for number, variant in enumerate(recipe.variants):
-        asked = getattr(getattr(variant, "budget", None), "device", None)
-        if asked is not None and asked not in recipe.devices:
-            measured = ", ".join(recipe.devices)
-            problems.append(
-                f"variants.{number}.budget.device: {asked!r} is not of devices: {measured}"
-            )
-    for key, path in (
-        ("model.factory", recipe.model.factory),
-        ("data.factory", recipe.data.factory),
-        ("search.supernet", search.supernet if search else None),
-    ):
-        try:
-            source_digest(path) if path else None
-        except UsageError as error:
-            problems.append(f"{key}: {error.message}")
-    if problems:
-        raise ConfigError(recipe.name, problems)
-    return Bench(tuple(known[name] for name in recipe.devices), known[wanted])
 
 
 @contextmanager
