@@ -33,9 +33,7 @@ from typing import Any, Literal
 import torch
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.observer import MinMaxObserver, PerChannelMinMaxObserver
-from torchao.quantization.pt2e.quantizer import QuantizationAnnotation as Annotation
 from torchao.quantization.pt2e.quantizer import QuantizationSpec as Spec
-from torchao.quantization.pt2e.quantizer import Quantizer
 from torchao.quantization.pt2e.quantizer import SharedQuantizationSpec as SharedSpec
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY as KEY
 from torchao.quantization.pt2e.utils import _fuse_linear_bn_
@@ -43,7 +41,7 @@ from torchao.quantization.pt2e.utils import _fuse_linear_bn_
 from pipeline.compress.rewrite import decompose_hard_activations, pool_by_window
 from pipeline.compress.units import (
     CLAMPS,
-    Kept,
+    UnitQuantizer,
     is_constant,
     is_float,
     overloads,
@@ -74,7 +72,7 @@ WEIGHT = Spec(torch.int8, PerChannelMinMaxObserver, -127, 127, torch.per_channel
 THIN = 1000
 
 
-class OrtQuantizer(Quantizer):  # type: ignore[misc]  # torchao is untyped
+class OrtQuantizer(UnitQuantizer):
     """Annotate an exported graph for ``nncf.experimental.torch.fx.quantize_pt2e``.
 
     Calibrate with ``activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX`` and
@@ -96,10 +94,9 @@ class OrtQuantizer(Quantizer):  # type: ignore[misc]  # torchao is untyped
         start: Literal["float", "integer"] = "float",
         swish: Literal["float", "integer"] = "integer",
     ) -> None:
-        self._kept = Kept(skip)
+        super().__init__(skip)
         self._start = start
         self._swish = swish
-        self._integer: set[Node] = set()
         self._free: set[Node] = set()
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
@@ -139,7 +136,7 @@ class OrtQuantizer(Quantizer):  # type: ignore[misc]  # torchao is untyped
         self._integer, self._free = set(), set()
         for node in self._layers(model):
             source, weight, *_ = node.args
-            self._annotate_unit(node, _tail(node), {source: ACTIVATION, weight: WEIGHT})
+            self._annotate_unit(node, _tail(node), {source: ACTIVATION, weight: WEIGHT}, ACTIVATION)
             if node.target == _LINEAR and _tail(node) is node:
                 self._free.add(node)
         # In graph order: whether these pay depends on what feeds them.
@@ -154,17 +151,6 @@ class OrtQuantizer(Quantizer):  # type: ignore[misc]  # torchao is untyped
             if node in self._free and not self._is_read_as_integers(node):
                 self._leave_float(node)
         return model
-
-    def validate(self, model: GraphModule) -> None:
-        """Check the annotated graph against what was asked for.
-
-        Args:
-            model: the annotated graph.
-
-        Raises:
-            UsageError: if patterns of ``skip`` match no module.
-        """
-        self._kept.check()
 
     def _layers(self, model: GraphModule) -> list[Node]:
         """Convolutions and linear layers that are to become integers, and can."""
@@ -183,7 +169,7 @@ class OrtQuantizer(Quantizer):  # type: ignore[misc]  # torchao is untyped
         readers = [self._reads_integers(user) for user in tail.users]
         as_integers = integer.count(False) + (not all(readers))
         if inputs and as_integers < integer.count(True) + any(readers):
-            self._annotate_unit(node, tail, dict.fromkeys(inputs, ACTIVATION))
+            self._annotate_unit(node, tail, dict.fromkeys(inputs, ACTIVATION), ACTIVATION)
 
     def _annotate_follower(self, node: Node) -> None:
         source: Any = node.args[0]
@@ -193,26 +179,12 @@ class OrtQuantizer(Quantizer):  # type: ignore[misc]  # torchao is untyped
         if passing and source in self._free:
             self._free.add(node)
 
-    def _is_integer(self, node: Node) -> bool:
-        """Whether the value is quantized, be it for another reader only."""
-        return node in self._integer or self._is_read_as_integers(node)
-
-    def _is_read_as_integers(self, node: Node) -> bool:
-        read = [user.meta[KEY].input_qspec_map for user in node.users if KEY in user.meta]
-        return any(node in inputs for inputs in read)
-
     def _reads_integers(self, user: Node) -> bool:
         if self._kept.holds(user):
             return False
         if user.target in _POOLS | _PASSING:
             return any(self._reads_integers(further) for further in user.users)
         return KEY in user.meta or bool(_joined(user))
-
-    def _annotate_unit(self, node: Node, tail: Node, read: Any, given: Any = ACTIVATION) -> None:
-        """Quantize what ``node`` reads and what ``tail`` (itself, or its clamp) gives."""
-        node.meta[KEY] = Annotation(read)
-        tail.meta.setdefault(KEY, Annotation()).output_qspec = given
-        self._integer.add(tail)
 
     def _leave_float(self, node: Node) -> None:
         """Let a linear layer give FP32; what passes its values on is no unit then."""

@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
+from torchao.quantization.pt2e.quantizer import QuantizationAnnotation as Annotation
+from torchao.quantization.pt2e.quantizer import Quantizer
+from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY as KEY
 
 from profiles.errors import ModelError, UsageError
 
@@ -128,3 +131,40 @@ def _saturates(user: Node, low: float | None, high: float | None) -> bool:
     half = scale / 2  # what rounding takes to the same integer
     above = low is None or (least - zero) * scale >= low - half
     return bool(above and (high is None or (most - zero) * scale <= high + half))
+
+
+class UnitQuantizer(Quantizer):  # type: ignore[misc]  # torchao is untyped
+    """What quantizers share that annotate whole units: what they read, and what they give.
+
+    Args:
+        keep: modules to leave in FP32: see :class:`Kept`.
+    """
+
+    def __init__(self, keep: Collection[str]) -> None:
+        self._kept = Kept(keep)
+        self._integer: set[Node] = set()
+
+    def validate(self, model: GraphModule) -> None:
+        """Check the annotated graph against what was asked for.
+
+        Args:
+            model: the annotated graph.
+
+        Raises:
+            UsageError: if patterns of what is to be kept match no module.
+        """
+        self._kept.check()
+
+    def _is_integer(self, node: Node) -> bool:
+        """Whether the value is quantized, be it for another reader only."""
+        return node in self._integer or self._is_read_as_integers(node)
+
+    def _is_read_as_integers(self, node: Node) -> bool:
+        read = [user.meta[KEY].input_qspec_map for user in node.users if KEY in user.meta]
+        return any(node in inputs for inputs in read)
+
+    def _annotate_unit(self, node: Node, tail: Node, read: Any, given: Any) -> None:
+        """Quantize what ``node`` reads and what ``tail`` (itself, or its clamp) gives."""
+        node.meta[KEY] = Annotation(read)
+        tail.meta.setdefault(KEY, Annotation()).output_qspec = given
+        self._integer.add(tail)

@@ -37,9 +37,7 @@ from typing import Any, Literal
 import torch
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.observer import MinMaxObserver, PerChannelMinMaxObserver
-from torchao.quantization.pt2e.quantizer import QuantizationAnnotation as Annotation
 from torchao.quantization.pt2e.quantizer import QuantizationSpec as Spec
-from torchao.quantization.pt2e.quantizer import Quantizer
 from torchao.quantization.pt2e.quantizer import SharedQuantizationSpec as SharedSpec
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY as KEY
 from torchao.quantization.pt2e.utils import _fuse_linear_bn_
@@ -47,7 +45,7 @@ from torchao.quantization.pt2e.utils import _fuse_linear_bn_
 from pipeline.compress.rewrite import decompose_hard_activations
 from pipeline.compress.units import (
     CLAMPS,
-    Kept,
+    UnitQuantizer,
     is_constant,
     is_float,
     overloads,
@@ -76,7 +74,7 @@ ACTIVATION = Spec(torch.int8, MinMaxObserver, -128, 127, torch.per_tensor_affine
 WEIGHT = Spec(torch.int8, PerChannelMinMaxObserver, -127, 127, torch.per_channel_symmetric, 0)
 
 
-class XnnpackQuantizer(Quantizer):  # type: ignore[misc]  # torchao is untyped
+class XnnpackQuantizer(UnitQuantizer):
     """Annotate an exported graph for ``nncf.experimental.torch.fx.quantize_pt2e``.
 
     Args:
@@ -88,9 +86,8 @@ class XnnpackQuantizer(Quantizer):  # type: ignore[misc]  # torchao is untyped
     """
 
     def __init__(self, *, keep: Collection[str] = (), swish: Swish = "integer") -> None:
-        self._kept = Kept(keep)
+        super().__init__(keep)
         self._swish = swish
-        self._integer: set[Node] = set()
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         """Bring the graph into operators that XNNPACK has integer kernels for.
@@ -139,17 +136,6 @@ class XnnpackQuantizer(Quantizer):  # type: ignore[misc]  # torchao is untyped
                 self._annotate_unit(node, node, {node.args[0]: ACTIVATION}, given)
         return model
 
-    def validate(self, model: GraphModule) -> None:
-        """Check the annotated graph against what was asked for.
-
-        Args:
-            model: the annotated graph.
-
-        Raises:
-            UsageError: if patterns of ``keep`` match no module.
-        """
-        self._kept.check()
-
     def _to_write_out(self, node: Node) -> bool:
         stays = self._swish == "float" and node.target in _SWISHES
         return not (stays or self._kept.holds(node))
@@ -157,7 +143,7 @@ class XnnpackQuantizer(Quantizer):  # type: ignore[misc]  # torchao is untyped
     def _annotate_weighted(self, node: Node) -> None:
         source, weight, *_ = node.args
         if is_float(source) and is_constant(weight):
-            self._annotate_unit(node, _tail(node), {source: ACTIVATION, weight: WEIGHT})
+            self._annotate_unit(node, _tail(node), {source: ACTIVATION, weight: WEIGHT}, ACTIVATION)
 
     def _annotate_join(self, node: Node) -> None:
         inputs, tail = _joined(node), _tail(node)
@@ -176,23 +162,12 @@ class XnnpackQuantizer(Quantizer):  # type: ignore[misc]  # torchao is untyped
             read.update(dict.fromkeys(inputs[1:], given))
         self._annotate_unit(node, tail, read, given)
 
-    def _is_integer(self, node: Node) -> bool:
-        """Whether the value is quantized, be it for another reader only."""
-        read = [user.meta[KEY].input_qspec_map for user in node.users if KEY in user.meta]
-        return node in self._integer or any(node in inputs for inputs in read)
-
     def _reads_integers(self, user: Node) -> bool:
         if self._kept.holds(user):
             return False
         if user.target in _POOLS | _PASSING:
             return any(self._reads_integers(further) for further in user.users)
         return KEY in user.meta or bool(_joined(user))
-
-    def _annotate_unit(self, node: Node, tail: Node, read: Any, given: Any = ACTIVATION) -> None:
-        """Quantize what ``node`` reads and what ``tail`` (itself, or its clamp) gives."""
-        node.meta[KEY] = Annotation(read)
-        tail.meta.setdefault(KEY, Annotation()).output_qspec = given
-        self._integer.add(tail)
 
 
 def _tail(node: Node) -> Node:
