@@ -242,9 +242,10 @@ def test_the_teacher_is_the_uncompressed_model_or_the_variant_that_is_named():
     )
 
     def taught_by(name: str | None) -> Path:
-        return teacher_of(job, Tuned(name="x", method="finetune", distil=Distil(teacher=name)), base)
+        asked = Tuned(name="x", method="finetune", distil=Distil(teacher=name))
+        return teacher_of(job, asked, base)
 
     assert taught_by(None) == Path("model/trainable.pt2")
     assert taught_by("tuned") == Path("tuned/t.pt2")
-    with pytest.raises(UsageError, match="x: distil.teacher: it does not come of other"):
+    with pytest.raises(UsageError, match=r"^x: distil\.teacher: it does not come of other"):
         taught_by("other")
