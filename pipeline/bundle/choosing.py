@@ -12,6 +12,7 @@ import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal, get_args
 
 from profiles import units
@@ -26,11 +27,11 @@ _LIMIT = re.compile(
     r"(?:\s+on\s+(?P<device>\S+))?"
 )
 #: Of each metric the units it is written in, in its internal one.
-_UNITS: Mapping[Metric, Mapping[str, float]] = {
-    "accuracy": {"": 1, "%": 0.01},
-    "latency": {"ms": units.NS_PER_MS, "us": 1e3, "µs": 1e3, "s": 1e9},
-    "size": {"kB": 1e3, "MB": 1e6, "GB": 1e9, "B": 1},
-    "energy": {"mJ": units.UJ_PER_MJ, "uJ": 1, "µJ": 1, "J": 1e6},
+_UNITS: Mapping[Metric, Mapping[str, int | Fraction]] = {
+    "accuracy": {"": 1, "%": Fraction(1, 100)},
+    "latency": {"ms": units.NS_PER_MS, "us": 1_000, "µs": 1_000, "s": 1_000_000_000},
+    "size": {"B": 1, "kB": 1_000, "MB": 1_000_000, "GB": 1_000_000_000},
+    "energy": {"mJ": units.UJ_PER_MJ, "uJ": 1, "µJ": 1, "J": 1_000_000},
 }
 #: How many options are told where none is good enough.
 _NEAREST = 3
@@ -106,7 +107,7 @@ def _limit(text: str) -> Limit:
     if found["unit"] not in _UNITS[metric]:
         names = ", ".join(repr(name) for name in _UNITS[metric])
         raise ValueError(f"{metric} has no unit {found['unit']!r}; one of {names}")
-    bound = float(found["number"]) * _UNITS[metric][found["unit"]]
+    bound = float(Fraction(found["number"]) * _UNITS[metric][found["unit"]])
     return Limit(metric, bound, found["device"], text.strip())
 
 

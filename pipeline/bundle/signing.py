@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import datetime
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator
@@ -35,6 +37,10 @@ def moment(text: str) -> str:
         return datetime.datetime.strptime(whole, _MOMENT).strftime(_MOMENT)
     except ValueError:
         raise ValueError(f"{text!r} is no date: write 2027-12-31 or 2027-12-31T12:00:00Z") from None
+
+
+def _now(now: datetime.datetime | None) -> str:
+    return (now or datetime.datetime.now(datetime.UTC)).strftime(_MOMENT)
 
 
 class KeyRecord(Config):
@@ -68,6 +74,16 @@ class SigningKey:
         """
         return self._private.sign(content)
 
+    def until(self, not_after: str, now: datetime.datetime | None = None) -> SigningKey:
+        """The same key for what ends earlier than it may.
+
+        Raises:
+            UsageError: if that lies in the past.
+        """
+        if _now(now) > not_after:
+            raise UsageError(f"{not_after} lies in the past: loaders would refuse it")
+        return replace(self, not_after=min(not_after, self.not_after or not_after))
+
 
 def own_key_path() -> Path:
     """Where the user's own key is."""
@@ -90,8 +106,7 @@ def signing_key(path: Path | None = None, now: datetime.datetime | None = None) 
         if not path.exists():
             _make(path)
     key = _read(path)
-    today = (now or datetime.datetime.now(datetime.UTC)).strftime(_MOMENT)
-    if key.not_after is not None and today > key.not_after:
+    if key.not_after is not None and _now(now) > key.not_after:
         raise UsageError(
             f"the key in {path} expired at {key.not_after}", "sign with another: --key"
         )
@@ -136,22 +151,20 @@ def _make(path: Path) -> None:
 
     private = base64.b64encode(Ed25519PrivateKey.generate().private_bytes_raw()).decode()
     record = KeyRecord(private_key=private).model_dump()
-    aside = path.with_name(f".partial-{os.getpid()}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "w") as stream:
-            json.dump(record, stream, indent=2)
-            stream.flush()
-            os.fsync(stream.fileno())
-        # Never over a key that another process has made meanwhile.
-        os.link(aside, path)
-    except FileExistsError:
-        pass
+        with TemporaryDirectory(dir=path.parent, prefix=".partial-") as folder:
+            aside = Path(folder) / path.name
+            handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(handle, "w") as stream:
+                json.dump(record, stream, indent=2)
+                stream.flush()
+                os.fsync(stream.fileno())
+            # Never over a key that another process has made meanwhile.
+            with contextlib.suppress(FileExistsError):
+                os.link(aside, path)
     except OSError as error:
         raise UsageError(f"no key can be made in {path}: {error.strerror}", "--key FILE") from error
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> SigningKey:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -65,7 +64,7 @@ def make(
                 until = moment(not_after)
             except ValueError as error:
                 raise UsageError(f"--not-after: {error}") from None
-            signing = replace(signing, not_after=min(until, signing.not_after or until))
+            signing = signing.until(until)
         manifest = make_bundle(workspace, output, wish, signing)
     sha256 = hashlib.sha256(output.read_bytes()).hexdigest()
     if as_json:
@@ -98,6 +97,24 @@ def verify(
     _print_manifest(manifest)
     until = manifest.signer.not_after or "no end"
     print(f"{bundle} is whole, and signed by {manifest.signer.public_key} (valid until {until})")
+
+
+@app.command()
+def key(
+    key: Annotated[
+        Path | None, typer.Option("--key", help="Of this key; default is your own.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print the public key that apps trust; your own is made where there is none.
+
+    Example: device-lab bundle key > maker.pub
+    """
+    from pipeline.bundle.signing import signing_key
+
+    found = signing_key(key)
+    known = {"public_key": found.public_key, "not_after": found.not_after}
+    print_json(known) if as_json else print(found.public_key)
 
 
 def _print_manifest(manifest: Manifest) -> None:

@@ -102,9 +102,9 @@ class Bundle:
             BundleError: if it is not whole, not signed by one of the keys, or expired.
             OSError: if it cannot be read.
         """
-        with Path(path).open("rb") as stream:
-            content = stream.read(MAX_BYTES + 1)
-        return cls.verified(content, public_keys, now)
+        if Path(path).stat().st_size > MAX_BYTES:
+            raise BundleError(f"it has more than {MAX_BYTES} bytes")
+        return cls.verified(Path(path).read_bytes(), public_keys, now)
 
     @classmethod
     def verified(
@@ -125,7 +125,9 @@ class Bundle:
                 raise BundleError(f"its format is {found!r}, this loader reads {FORMAT}")
             _demand_in_time(manifest["signer"]["not_after"], now)
             _demand_listed(manifest["files"], entries)
-        except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except BundleError:
+            raise
+        except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise BundleError(f"its manifest is none: {type(error).__name__}: {error}") from None
         return cls(manifest, entries)
 
