@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from devices.agent.native import runtime_libraries
+from pipeline.bundle.archive import zipped
 from pipeline.bundle.choosing import Wish
 from pipeline.bundle.loaders import edgeloop_bundle as loader
 from pipeline.bundle.loading import load_bundle
@@ -23,7 +24,16 @@ from pipeline.bundle.manifest import SCHEMA, Manifest, schema
 from pipeline.bundle.signing import SigningKey
 from profiles.errors import StoreError, UsageError
 from profiles.records import RUNTIME_OF
-from tests.pipeline.bundles import a_key, broken, small_bundle
+from tests.pipeline.bundles import (
+    FILES,
+    a_key,
+    archive,
+    broken,
+    manifest_of,
+    plain_zip,
+    signed,
+    small_bundle,
+)
 from tests.projects import DEVICE_LAB, device_lab, environment, make_project, stripes
 
 LOADERS = Path(loader.__file__).parent
@@ -271,10 +281,6 @@ def test_the_cpp_loader_refuses_what_the_python_loader_refuses(
     app: Path, key: SigningKey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """What is wrong though it is signed, or though it is a zip."""
-    from pipeline.bundle.archive import zipped
-    from tests.pipeline.bundles import FILES, manifest_of, signed
-    from tests.pipeline.test_bundle_loading import archive, plain_zip
-
     entries = signed(key)
     expired = manifest_of(signer={"not_after": "2020-01-01T00:00:00Z"})
     cases = {
@@ -285,6 +291,9 @@ def test_the_cpp_loader_refuses_what_the_python_loader_refuses(
         "another size": zipped({**entries, "vectors/v.bin": b""}),
         "name is none": archive(sorted(signed(key, {**FILES, "../evil": b""}).items())),
         "twice or out of order": archive(sorted(entries.items())[::-1]),
+        "bytes between": archive(sorted(entries.items()), gap=b"hidden"),
+        "or its end": archive(sorted(entries.items()), tail=bytes(100)),
+        "the checksum of": archive(sorted(entries.items()), checksum=lambda part: 5),
         "too many entries": zipped(signed(key, {f"f{n}": b"" for n in range(1001)})),
         "is not a bundle's": plain_zip(entries, 8),
         "this loader reads": zipped(signed(key, manifest=manifest_of(format="other"))),

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import random
-from collections.abc import Iterator, Mapping
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.bundle.archive import zipped
-from pipeline.bundle.loaders.edgeloop_bundle import FORMAT, MANIFEST, SIGNATURE, read_entries
+from pipeline.bundle.loaders.edgeloop_bundle import (
+    FORMAT,
+    MANIFEST,
+    SIGNATURE,
+    central_header,
+    end_record,
+    local_header,
+    read_entries,
+)
 from pipeline.bundle.signing import SigningKey, signing_key
 from profiles.canonical import canonical_json
 
@@ -43,6 +54,39 @@ def signed(
 
 def small_bundle(key: SigningKey) -> bytes:
     return zipped(signed(key))
+
+
+def archive(
+    entries: Sequence[tuple[str, bytes]],
+    *,
+    gap: bytes = b"",
+    tail: bytes = b"",
+    checksum: Callable[[bytes], int] = zlib.crc32,
+) -> bytes:
+    """A zip in a bundle's form of any entries in any order.
+
+    Args:
+        gap, tail: bytes before and behind its directory.
+        checksum: that stands in all headers.
+    """
+    files, directory = bytearray(), bytearray()
+    for name, content in entries:
+        known = name, checksum(content), len(content), len(files)
+        directory += central_header(*known)
+        files += local_header(*known) + content
+    files, directory = files + gap, directory + tail
+    return bytes(files + directory + end_record(len(entries), len(directory), len(files)))
+
+
+def plain_zip(entries: Mapping[str, bytes], method: int, permissions: int = 0o100644) -> bytes:
+    """What another program would write."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", method) as made:
+        for name, content in sorted(entries.items()):
+            info = zipfile.ZipInfo(name)
+            info.external_attr, info.compress_type = permissions << 16, method
+            made.writestr(info, content)
+    return stream.getvalue()
 
 
 def broken(whole: bytes, count: int, seed: int = 0) -> Iterator[bytes]:

@@ -162,14 +162,14 @@ def test_all_that_is_not_there_is_told_at_once():
     problems = refused(
         measured("a:onnx", 1),
         measured("b:tflite", 1),
-        artifacts=("a:pte", "0123", ""),
+        artifacts=("a:pte", "0123", "6", ""),
         limits=("latency<=8ms on mars", "size<=1MB on moon"),
     )
     assert [problem.split(": ")[0] for problem in problems] == [
-        "a:pte", "0123", "", "'latency<=8ms on mars'", "'size<=1MB on moon'"
+        "a:pte", "0123", "6", "", "'latency<=8ms on mars'", "'size<=1MB on moon'"
     ]  # fmt: skip
     assert problems[0].endswith("one of a:onnx, b:tflite")
-    assert problems[3].endswith("nothing was measured on mars; on pi5")
+    assert problems[4].endswith("nothing was measured on mars; on pi5")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import datetime
 import io
 import struct
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,19 @@ from pipeline.bundle.loaders.edgeloop_bundle import (
     SIGNATURE,
     Bundle,
     BundleError,
-    central_header,
-    end_record,
-    local_header,
     read_entries,
 )
 from pipeline.bundle.signing import SigningKey
-from tests.pipeline.bundles import FILES, a_key, broken, manifest_of, signed, small_bundle
+from tests.pipeline.bundles import (
+    FILES,
+    a_key,
+    archive,
+    broken,
+    manifest_of,
+    plain_zip,
+    signed,
+    small_bundle,
+)
 
 NAMES = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,9}(/[a-z0-9][a-z0-9._-]{0,9}){0,2}", fullmatch=True)
 
@@ -41,16 +46,6 @@ def refusal(content: bytes, key: SigningKey, **more: Any) -> str:
     with pytest.raises(BundleError) as found:
         Bundle.verified(content, [key.public_key], **more)
     return str(found.value)
-
-
-def archive(entries: list[tuple[str, bytes]]) -> bytes:
-    """A zip in a bundle's form of any entries in any order."""
-    files, directory = bytearray(), bytearray()
-    for name, content in entries:
-        known = name, zlib.crc32(content), len(content), len(files)
-        directory += central_header(*known)
-        files += local_header(*known) + content
-    return bytes(files + directory + end_record(len(entries), len(directory), len(files)))
 
 
 @given(st.dictionaries(NAMES, st.binary(max_size=200), max_size=6))
@@ -115,17 +110,6 @@ def test_a_name_that_stands_twice_is_refused(key: SigningKey):
     assert "twice or out of order" in refusal(archive(entries[::-1]), key)
 
 
-def plain_zip(entries: dict[str, bytes], method: int, permissions: int = 0o100644) -> bytes:
-    """What another program would write."""
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", method) as made:
-        for name, content in sorted(entries.items()):
-            info = zipfile.ZipInfo(name)
-            info.external_attr, info.compress_type = permissions << 16, method
-            made.writestr(info, content)
-    return stream.getvalue()
-
-
 def test_links_compressed_bombs_and_other_zips_are_refused(key: SigningKey):
     bomb = signed(key, {"artifacts/a.onnx": bytes(20_000_000)})
     for content in (
@@ -156,6 +140,17 @@ def test_sizes_that_lie_far_outside_are_refused(key: SigningKey):
 def test_too_many_entries_are_refused(key: SigningKey):
     files = {f"f{number}": b"" for number in range(1001)}
     assert "1003 entries" in refusal(zipped(signed(key, files)), key)
+
+
+def test_bytes_that_hide_between_the_parts_are_refused(key: SigningKey):
+    entries = sorted(signed(key).items())
+    for more in ({"gap": b"hidden"}, {"tail": b"hidden"}, {"tail": bytes(100)}):
+        assert "bytes between" in refusal(archive(entries, **more), key)
+
+
+def test_a_checksum_that_is_wrong_everywhere_is_refused(key: SigningKey):
+    content = archive(sorted(signed(key).items()), checksum=lambda part: 5)
+    assert "the checksum of artifacts/a.onnx" in refusal(content, key)
 
 
 def test_a_file_that_nobody_signed_is_refused(key: SigningKey):
