@@ -19,7 +19,7 @@ from pipeline.bundle.archive import zipped
 from pipeline.bundle.choosing import Wish
 from pipeline.bundle.loaders import edgeloop_bundle as loader
 from pipeline.bundle.loading import load_bundle
-from pipeline.bundle.making import make_bundle
+from pipeline.bundle.making import make_bundle, oldest_version
 from pipeline.bundle.manifest import SCHEMA, Manifest, schema
 from pipeline.bundle.signing import SigningKey
 from profiles.errors import StoreError, UsageError
@@ -97,6 +97,19 @@ def test_a_bundle_says_what_was_measured_and_what_is_unknown(bundle: Any):
         assert artifact.runtime.name == RUNTIME_OF[artifact.format]
         assert artifact.parity.n == 12
         assert len(artifact.vectors) == 2
+
+
+@pytest.mark.parametrize(
+    ("versions", "oldest"),
+    [
+        (("1.31.1", "1.9.0", "1.10.2"), "1.9.0"),
+        (("ai_edge_litert 2.3.0",), "2.3.0"),
+        (("tflite_runtime 2.14.0", "libLiteRt 0123456789012345", "unknown"), None),
+        ((), None),
+    ],
+)
+def test_the_oldest_version_is_of_those_that_count_alike(versions: Any, oldest: str | None):
+    assert oldest_version(versions) == oldest
 
 
 def test_golden_vectors_are_an_image_before_and_after_and_what_came_out(bundle: Any):

@@ -25,7 +25,9 @@ from profiles.records import SUFFIX_OF, Artifact
 #: Layout of the inputs of every model that was made from a data set, see :mod:`pipeline.data`.
 _LAYOUT = "nchw"
 _IMAGE_DIMENSIONS = 4
-_VERSION = re.compile(r"\d+(\.\d+)*")
+#: A runtime's version, with or without its package: of LiteRT's other packages (tflite_runtime) the
+#: numbers count something else, and of its C library there is but a hash.
+_VERSION = re.compile(r"(?:ai_edge_litert )?(\d+(?:\.\d+)+)")
 
 
 def make_bundle(root: Path, output: Path, wish: Wish, key: SigningKey) -> schema.Manifest:
@@ -83,6 +85,12 @@ def make_bundle(root: Path, output: Path, wish: Wish, key: SigningKey) -> schema
     return made
 
 
+def oldest_version(versions: Iterable[str]) -> str | None:
+    """The oldest of a runtime's versions, of those that can be compared."""
+    told = [found[1] for found in map(_VERSION.fullmatch, versions) if found]
+    return min(told, key=lambda text: [int(n) for n in text.split(".")], default=None)
+
+
 class _Packing:
     """The files of a bundle, by what they hold, and the records that name them."""
 
@@ -130,11 +138,9 @@ class _Packing:
             for m in self._measurements
             if m.artifact_sha256 == artifact.sha256 and m.status == "accepted"
         }
-        told = [version for version in sorted(versions) if _VERSION.fullmatch(version)]
-        oldest = min(told, key=lambda text: [int(n) for n in text.split(".")], default=None)
         return schema.Runtime(
             name=cast(Any, artifact.runtime),
-            minimal_version=oldest,
+            minimal_version=oldest_version(versions),
             measured_versions=tuple(sorted(versions)),
         )
 

@@ -225,6 +225,7 @@ def test_a_device_gets_the_first_artifact_that_its_runtimes_can_run(key: Signing
     ]
     devices = [
         {"names": ["pixel-8", "Pixel 8"], "choices": choices("new", "quick")},
+        {"names": ["pixel-8", "mine"], "choices": choices("quick")},
         {"names": ["*"], "choices": choices("old")},
     ]
     manifest = manifest_of(artifacts=artifacts, devices=devices)
@@ -238,5 +239,7 @@ def test_a_device_gets_the_first_artifact_that_its_runtimes_can_run(key: Signing
     assert picked("pixel-8", onnxruntime="1.31.0", litert="2.0") == "quick"
     assert picked("pixel-8", onnxruntime="1.10") == "old"
     assert picked("another", onnxruntime="1.10") == "old"
+    both = bundle.choose(["mine", "pixel-8"], {"onnxruntime": None, "litert": None})
+    assert both.artifact["sha256"] == "quick"
     with pytest.raises(BundleError, match="nothing for another with litert"):
         picked("another", litert=None)

@@ -66,32 +66,39 @@ class EdgeloopBundle private constructor(
     /**
      * The best artifact for a device, among the runtimes that the app has.
      *
-     * @param device names of it: of its profile, its id, or its model (android.os.Build.MODEL)
+     * @param device names of it, the one that fits best first: its id, its model
+     *     (android.os.Build.MODEL), its profile
      * @param runtimes the app's (onnxruntime, litert, executorch), with their versions; null for one
      *     that is unknown, which is taken to be new enough
      */
     fun choose(device: List<String>, runtimes: Map<String, String?>): Choice {
-        val names = device.map { it.lowercase() }.toSet() + ANY_DEVICE
         val artifacts = manifest.getJSONArray("artifacts").objects().associateBy { it.getString("sha256") }
-        for (group in manifest.getJSONArray("devices").objects()) {
-            val called = group.getJSONArray("names")
-            if ((0 until called.length()).none { called.getString(it).lowercase() in names }) continue
-            for (choice in group.getJSONArray("choices").objects()) {
-                val artifact = artifacts.getValue(choice.getString("artifact"))
-                val runtime = artifact.getJSONObject("runtime")
-                val name = runtime.getString("name")
-                if (name !in runtimes) continue
-                if (!isNewEnough(runtimes[name], runtime.textOrNull("minimal_version"))) continue
-                return Choice(
-                    artifact,
-                    if (choice.isNull("threads")) null else choice.getInt("threads"),
-                    choice.textOrNull("delegate"),
-                    if (choice.isNull("evidence")) null else choice.getJSONObject("evidence"),
-                    file(artifact.getString("file")),
-                )
-            }
+        for (choice in choices(device)) {
+            val artifact = artifacts.getValue(choice.getString("artifact"))
+            val runtime = artifact.getJSONObject("runtime")
+            val name = runtime.getString("name")
+            if (name !in runtimes) continue
+            if (!isNewEnough(runtimes[name], runtime.textOrNull("minimal_version"))) continue
+            return Choice(
+                artifact,
+                if (choice.isNull("threads")) null else choice.getInt("threads"),
+                choice.textOrNull("delegate"),
+                if (choice.isNull("evidence")) null else choice.getJSONObject("evidence"),
+                file(artifact.getString("file")),
+            )
         }
         throw BundleException("it has nothing for $device with ${runtimes.keys}")
+    }
+
+    /** What fits a device, best first; what fits any device, last. */
+    private fun choices(device: List<String>): List<JSONObject> {
+        val groups = manifest.getJSONArray("devices").objects()
+        return (device + ANY_DEVICE).flatMap { name ->
+            groups.filter { group ->
+                val called = group.getJSONArray("names")
+                (0 until called.length()).any { called.getString(it).equals(name, ignoreCase = true) }
+            }
+        }.flatMap { it.getJSONArray("choices").objects() }
     }
 
     companion object {

@@ -90,31 +90,36 @@ public struct EdgeloopBundle {
     /// The best artifact for a device, among the runtimes that the app has.
     ///
     /// - Parameters:
-    ///   - device: names of it: of its profile, its id, or its model.
+    ///   - device: names of it, the one that fits best first: its id, its model, its profile.
     ///   - runtimes: the app's (onnxruntime, litert, executorch), with their versions; an empty one
     ///     is unknown, and taken to be new enough.
     public func choose(device: [String], runtimes: [String: String]) throws -> Choice {
-        let names = Set(device.map { $0.lowercased() } + [EdgeloopBundle.anyDevice])
         let artifacts = manifest["artifacts"] as? [[String: Any]] ?? []
-        for group in manifest["devices"] as? [[String: Any]] ?? [] {
-            let called = group["names"] as? [String] ?? []
-            guard called.contains(where: { names.contains($0.lowercased()) }) else { continue }
-            for choice in group["choices"] as? [[String: Any]] ?? [] {
-                guard let sha256 = choice["artifact"] as? String,
-                    let artifact = artifacts.first(where: { $0["sha256"] as? String == sha256 }),
-                    let runtime = artifact["runtime"] as? [String: Any],
-                    let name = runtime["name"] as? String,
-                    let version = runtimes[name],
-                    EdgeloopBundle.isNewEnough(version, runtime["minimal_version"] as? String),
-                    let path = artifact["file"] as? String
-                else { continue }
-                return Choice(
-                    artifact: artifact, threads: choice["threads"] as? Int,
-                    delegate: choice["delegate"] as? String,
-                    evidence: choice["evidence"] as? [String: Any], content: try file(path))
-            }
+        for choice in choices(device) {
+            guard let sha256 = choice["artifact"] as? String,
+                let artifact = artifacts.first(where: { $0["sha256"] as? String == sha256 }),
+                let runtime = artifact["runtime"] as? [String: Any],
+                let name = runtime["name"] as? String,
+                let version = runtimes[name],
+                EdgeloopBundle.isNewEnough(version, runtime["minimal_version"] as? String),
+                let path = artifact["file"] as? String
+            else { continue }
+            return Choice(
+                artifact: artifact, threads: choice["threads"] as? Int,
+                delegate: choice["delegate"] as? String,
+                evidence: choice["evidence"] as? [String: Any], content: try file(path))
         }
         throw BundleError("it has nothing for \(device) with \(runtimes.keys.sorted())")
+    }
+
+    /// What fits a device, best first; what fits any device, last.
+    private func choices(_ device: [String]) -> [[String: Any]] {
+        let groups = manifest["devices"] as? [[String: Any]] ?? []
+        return (device + [EdgeloopBundle.anyDevice]).flatMap { name in
+            groups.filter { group in
+                (group["names"] as? [String] ?? []).contains { $0.lowercased() == name.lowercased() }
+            }
+        }.flatMap { $0["choices"] as? [[String: Any]] ?? [] }
     }
 
     private static func readEntries(_ bytes: [UInt8]) throws -> [String: Data] {

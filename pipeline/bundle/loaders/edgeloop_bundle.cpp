@@ -280,29 +280,34 @@ Bundle Bundle::open(const std::string &path, const std::vector<std::string> &pub
     return bundle;
 }
 
+// What fits a device, best first; what fits any device, last.
+std::vector<nlohmann::json> Bundle::choices(std::vector<std::string> device) const {
+    std::vector<nlohmann::json> found;
+    device.push_back(ANY_DEVICE);
+    for (const auto &name : device)
+        for (const auto &group : manifest_.at("devices"))
+            for (const auto &called : group.at("names"))
+                if (lower(called.get<std::string>()) == lower(name)) {
+                    const auto &more = group.at("choices");
+                    found.insert(found.end(), more.begin(), more.end());
+                    break;
+                }
+    return found;
+}
+
 Choice Bundle::choose(const std::vector<std::string> &device,
                       const std::map<std::string, std::string> &runtimes) const {
-    std::set<std::string> names{ANY_DEVICE};
-    for (const auto &name : device) names.insert(lower(name));
     std::map<std::string, nlohmann::json> artifacts;
     for (const auto &each : manifest_.at("artifacts")) artifacts[each.at("sha256")] = each;
-    for (const auto &group : manifest_.at("devices")) {
-        const auto &called = group.at("names");
-        if (std::none_of(called.begin(), called.end(), [&](const nlohmann::json &name) {
-                return names.count(lower(name.get<std::string>()));
-            }))
+    for (const auto &choice : choices(device)) {
+        const auto &artifact = artifacts.at(choice.at("artifact"));
+        auto found = runtimes.find(artifact.at("runtime").at("name"));
+        if (found == runtimes.end() ||
+            !is_new_enough(found->second, artifact.at("runtime").at("minimal_version")))
             continue;
-        for (const auto &choice : group.at("choices")) {
-            const auto &artifact = artifacts.at(choice.at("artifact"));
-            auto found = runtimes.find(artifact.at("runtime").at("name"));
-            if (found == runtimes.end() ||
-                !is_new_enough(found->second, artifact.at("runtime").at("minimal_version")))
-                continue;
-            const auto &threads = choice.at("threads"), &delegate = choice.at("delegate");
-            return {artifact, choice.at("evidence"), threads.is_null() ? 0 : threads.get<int>(),
-                    delegate.is_null() ? "" : delegate.get<std::string>(),
-                    file(artifact.at("file"))};
-        }
+        const auto &threads = choice.at("threads"), &delegate = choice.at("delegate");
+        return {artifact, choice.at("evidence"), threads.is_null() ? 0 : threads.get<int>(),
+                delegate.is_null() ? "" : delegate.get<std::string>(), file(artifact.at("file"))};
     }
     throw BundleError("it has nothing for this device with the runtimes that are there");
 }

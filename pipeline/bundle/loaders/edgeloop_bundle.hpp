@@ -52,7 +52,8 @@ class Bundle {
 
     // The best artifact for a device, among the runtimes that the app has.
     //
-    // device: names of it: of its profile, its id, or its model as the maker says it.
+    // device: names of it, the one that fits best first: its id, its model as the maker says it, its
+    // profile.
     // runtimes: the app's, with their versions; an empty one is unknown, and taken to be new enough.
     //
     // Throws BundleError if there is none.
@@ -70,6 +71,7 @@ class Bundle {
     };
     using Buffer = std::unique_ptr<std::uint8_t, Free>;
 
+    std::vector<nlohmann::json> choices(std::vector<std::string> device) const;
     static Bytes read_whole(const std::string &path, Buffer &buffer);
 
     Buffer buffer_;

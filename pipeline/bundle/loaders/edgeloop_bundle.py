@@ -23,7 +23,7 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,29 +135,31 @@ class Bundle:
         """The best artifact for a device, among the runtimes that the app has.
 
         Args:
-            device: names of the device: of its profile, its id, or its model as the maker says it.
+            device: names of it, the one that fits best first: its id, its model as the maker says
+                it, its profile.
             runtimes: the app's, with their versions; ``None`` for a version that is unknown, which
                 is taken to be new enough.
 
         Raises:
             BundleError: if there is none.
         """
-        names = {name.lower() for name in device} | {ANY_DEVICE}
         artifacts = {each["sha256"]: each for each in self.manifest["artifacts"]}
-        for group in self.manifest["devices"]:
-            if not names & {name.lower() for name in group["names"]}:
-                continue
-            for choice in group["choices"]:
-                artifact = artifacts[choice["artifact"]]
-                runtime = artifact["runtime"]
-                if runtime["name"] in runtimes and _is_new_enough(
-                    runtimes[runtime["name"]], runtime["minimal_version"]
-                ):
-                    return Choice(
-                        artifact, choice["threads"], choice["delegate"], choice["evidence"]
-                    )
+        for choice in self._choices(device):
+            artifact = artifacts[choice["artifact"]]
+            runtime = artifact["runtime"]
+            if runtime["name"] in runtimes and _is_new_enough(
+                runtimes[runtime["name"]], runtime["minimal_version"]
+            ):
+                return Choice(artifact, choice["threads"], choice["delegate"], choice["evidence"])
         wanted = ", ".join(runtimes) or "no runtime"
         raise BundleError(f"it has nothing for {', '.join(device)} with {wanted}")
+
+    def _choices(self, device: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+        """What fits a device, best first; what fits any device, last."""
+        for name in (*device, ANY_DEVICE):
+            for group in self.manifest["devices"]:
+                if name.lower() in [called.lower() for called in group["names"]]:
+                    yield from group["choices"]
 
     def content(self, choice: Choice) -> bytes:
         """The artifact's bytes."""
