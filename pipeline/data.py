@@ -184,8 +184,8 @@ def raw_examples(source: DataSource, count: int) -> NDArray[Any] | None:
     """The first examples of the test split as their files hold them, before anything is done.
 
     Returns:
-        In the files' own type, images in bytes with channels last; ``None`` for a factory, whose
-        examples come ready.
+        In the files' own type and layout, those of a folder as bytes with channels last; ``None``
+        for a factory, whose examples come ready.
     """
     if source.npz:
         with source.npz.test.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:

@@ -118,7 +118,7 @@ def test_golden_vectors_are_an_image_before_and_after_and_what_came_out(bundle: 
         how = artifact["preprocessing"]
         for vector in artifact["vectors"]:
             raw, given, expected = (
-                loader._array(loaded, vector[side]) for side in ("raw", "input", "output")
+                loaded.array(vector[side]) for side in ("raw", "input", "output")
             )
             image = raw.transpose(0, 3, 1, 2).astype("f4") / how["divide_by"]
             image = (image - np.float32(how["mean"][0])) / np.float32(how["std"][0])
@@ -221,7 +221,13 @@ def test_a_damaged_or_absent_artifact_makes_no_bundle(
         make_bundle(tmp_path / "none", tmp_path / "app.zip", Wish(), key)
     with pytest.raises(UsageError, match="cannot be written"):
         make_bundle(workspace, tmp_path / "none/app.zip", Wish(), key)
-    assert not (tmp_path / "app.zip").exists()
+    with pytest.raises(UsageError, match="is a folder"):
+        make_bundle(workspace, tmp_path, Wish(), key)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.bundle.making.MAX_BYTES", 1000)
+        with pytest.raises(UsageError, match="too much for a bundle"):
+            make_bundle(workspace, tmp_path / "app.zip", Wish(), key)
+    assert [each.name for each in tmp_path.iterdir()] == ["broken"]
 
 
 @pytest.fixture(scope="module")

@@ -127,7 +127,8 @@ def choose(
         ConfigError: lists every device on which nothing keeps all limits, with what comes nearest,
             and every artifact and device that is not there.
     """
-    usable = [m for m in measurements if m.status == "accepted" and m.parity and m.parity.passed]
+    known = [m for m in measurements if m.status == "accepted" and m.median_ns is not None]
+    usable = [m for m in known if m.parity and m.parity.passed]
     problems = _absent(usable, names, wish)
     if not usable:
         problems.insert(0, "nothing in it was measured and accepted")

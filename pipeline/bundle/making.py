@@ -12,15 +12,22 @@ from typing import Any, cast
 from pipeline.bundle import manifest as schema
 from pipeline.bundle.archive import zipped
 from pipeline.bundle.choosing import Wish, choose
-from pipeline.bundle.loaders.edgeloop_bundle import MANIFEST, SIGNATURE
+from pipeline.bundle.loaders.edgeloop_bundle import (
+    MANIFEST,
+    MAX_BYTES,
+    MAX_ENTRIES,
+    SIGNATURE,
+)
 from pipeline.bundle.recorded import recorded
 from pipeline.bundle.signing import SigningKey
 from pipeline.overview import overview
+from profiles import units
 from profiles.canonical import canonical_json
 from profiles.durable import write_whole
 from profiles.errors import StoreError, UsageError
 from profiles.findings import Figure, Measurement
 from profiles.records import SUFFIX_OF, Artifact
+from profiles.store import Store
 
 #: Layout of the inputs of every model that was made from a data set, see :mod:`pipeline.data`.
 _LAYOUT = "nchw"
@@ -78,6 +85,14 @@ def make_bundle(root: Path, output: Path, wish: Wish, key: SigningKey) -> schema
     )
     text = canonical_json(made.model_dump(mode="json")).encode()
     signed = {**packing.entries, MANIFEST: text, SIGNATURE: key.sign(text)}
+    size_bytes = sum(map(len, signed.values()))
+    if size_bytes > MAX_BYTES // 2 or len(signed) > MAX_ENTRIES:
+        raise UsageError(
+            f"{len(signed)} files of {units.format_bytes(size_bytes)} are too much for a bundle",
+            f"{MAX_ENTRIES} and {units.format_bytes(MAX_BYTES // 2)} at most: name artifacts",
+        )
+    if output.is_dir():
+        raise UsageError(f"{output} is a folder: name a file")
     try:
         write_whole(output, zipped(signed))
     except OSError as error:
@@ -97,8 +112,6 @@ class _Packing:
     def __init__(
         self, root: Path, facts: Mapping[str, Any], measurements: Sequence[Measurement]
     ) -> None:
-        from profiles.store import Store
-
         self._root, self._facts, self._measurements = root, facts, measurements
         with Store(root / "store.db") as store:
             self._recorded = {(a.sha256, a.model, a.variant): a for a in recorded(store, root)}
@@ -200,7 +213,8 @@ def _for_any(m: Measurement) -> tuple[float, int, str]:
 
 
 def _evidence(m: Measurement) -> schema.Evidence:
-    latency = Figure(m.median_ns or 0.0, m.ci95_ns, m.n, m.runs)  # it is accepted: there is one
+    # What is not known is not chosen.
+    latency = Figure(cast(float, m.median_ns), m.ci95_ns, m.n, m.runs)
     return schema.Evidence(
         device=m.device,
         device_build=m.device_build,

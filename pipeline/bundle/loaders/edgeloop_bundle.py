@@ -165,6 +165,13 @@ class Bundle:
         """The artifact's bytes."""
         return bytes(self.entries[choice.artifact["file"]])
 
+    def array(self, tensor: Mapping[str, Any]) -> Any:
+        """A tensor of a golden vector as a numpy array."""
+        import numpy as np
+
+        kind = np.dtype(tensor["dtype"]).newbyteorder("<")
+        return np.frombuffer(self.entries[tensor["file"]], kind).reshape(tensor["shape"])
+
 
 class Model:
     """An artifact of a bundle, loaded by its runtime from the bytes that were verified."""
@@ -193,20 +200,13 @@ def check(bundle: Bundle, choice: Choice, model: Model) -> float:
 
     worst = 0.0
     for vector in choice.artifact["vectors"]:
-        given, expected = (_array(bundle, vector[side]) for side in ("input", "output"))
+        given, expected = (bundle.array(vector[side]) for side in ("input", "output"))
         difference = np.abs(model(given)[0] - expected).max() / np.abs(expected).max()
         worst = max(worst, float(difference))
         if not difference <= vector["max_relative_error"]:
             allowed = vector["max_relative_error"]
             raise BundleError(f"outputs are off by {difference:.3g}, {allowed:g} is allowed")
     return worst
-
-
-def _array(bundle: Bundle, tensor: Mapping[str, Any]) -> Any:
-    import numpy as np
-
-    kind = np.dtype(tensor["dtype"]).newbyteorder("<")
-    return np.frombuffer(bundle.entries[tensor["file"]], kind).reshape(tensor["shape"])
 
 
 def _onnxruntime(content: bytes, choice: Choice) -> Any:
