@@ -155,6 +155,13 @@ def test_outputs_that_are_off_are_refused(bundle: Any):
         loader.check(loaded, choice, lambda x: [np.zeros((1, 3), "f4")])  # type: ignore[arg-type]
 
 
+def test_another_number_of_inputs_than_the_model_takes_is_refused(bundle: Any):
+    loaded, _ = bundle
+    choice = loaded.choose(["board"], {"onnxruntime": None})
+    with pytest.raises(loader.BundleError, match="takes 1 inputs, not 0"):
+        loader.Model(loaded, choice)()
+
+
 def test_the_schema_is_published_and_holds(bundle: Any):
     import jsonschema
 

@@ -40,7 +40,7 @@ def moment(text: str) -> str:
 
 
 def _now(now: datetime.datetime | None) -> str:
-    return (now or datetime.datetime.now(datetime.UTC)).strftime(_MOMENT)
+    return (now or datetime.datetime.now()).astimezone(datetime.UTC).strftime(_MOMENT)
 
 
 class KeyRecord(Config):

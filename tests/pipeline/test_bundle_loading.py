@@ -206,6 +206,8 @@ def test_a_bundle_is_refused_once_its_key_has_expired(key: SigningKey):
     content = zipped(signed(key, manifest=manifest))
     last = datetime.datetime(2027, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)
     Bundle.verified(content, [key.public_key], last)
+    tokyo = datetime.timezone(datetime.timedelta(hours=9))
+    Bundle.verified(content, [key.public_key], last.astimezone(tokyo))
     later = last + datetime.timedelta(seconds=1)
     assert "expired at 2027-12-31" in refusal(content, key, now=later)
 

@@ -1,6 +1,7 @@
 """Load a bundle of models that edgeloop made: verify it, pick the artifact for a device, run it.
 
-One file for an app to take with it.  It needs ``cryptography``, and to run a model its runtime.
+One file for an app to take with it, of Python 3.9 or newer.  It needs ``cryptography``, and to run
+a model its runtime.
 
     bundle = Bundle.open("models.zip", ["bCm70SnCAb1yvtbhEbnrz9ntycAenWXUOvCaWad64yE="])
     choice = bundle.choose(["pixel-8"], {"onnxruntime": "1.31.1"})
@@ -179,10 +180,17 @@ class Model:
     def __init__(self, bundle: Bundle, choice: Choice) -> None:
         make = {"onnxruntime": _onnxruntime, "litert": _litert, "executorch": _executorch}
         runtime = choice.artifact["runtime"]["name"]
+        self._inputs = len(choice.artifact["inputs"])
         self._call = make[runtime](bundle.content(choice), choice)
 
     def __call__(self, *values: Any) -> list[Any]:
-        """The outputs for these inputs, numpy arrays both, in the manifest's order."""
+        """The outputs for these inputs, numpy arrays both, in the manifest's order.
+
+        Raises:
+            BundleError: for another number of inputs than the model takes.
+        """
+        if len(values) != self._inputs:
+            raise BundleError(f"the model takes {self._inputs} inputs, not {len(values)}")
         return list(self._call(values))
 
 
@@ -219,7 +227,7 @@ def _onnxruntime(content: bytes, choice: Choice) -> Any:
     providers = [choice.delegate or "CPUExecutionProvider"]
     session = onnxruntime.InferenceSession(content, options, providers=providers)
     names = [each.name for each in session.get_inputs()]
-    return lambda values: session.run(None, dict(zip(names, values, strict=True)))
+    return lambda values: session.run(None, dict(zip(names, values)))  # noqa: B905
 
 
 def _litert(content: bytes, choice: Choice) -> Any:
@@ -229,7 +237,7 @@ def _litert(content: bytes, choice: Choice) -> Any:
     interpreter.allocate_tensors()
 
     def call(values: Sequence[Any]) -> list[Any]:
-        for detail, value in zip(interpreter.get_input_details(), values, strict=True):
+        for detail, value in zip(interpreter.get_input_details(), values):  # noqa: B905
             interpreter.set_tensor(detail["index"], value)
         interpreter.invoke()
         return [interpreter.get_tensor(each["index"]) for each in interpreter.get_output_details()]
@@ -348,7 +356,8 @@ def _demand_signed(manifest: bytes, signature: bytes, public_keys: Iterable[str]
 
 
 def _demand_in_time(not_after: str | None, now: datetime.datetime | None) -> None:
-    moment = (now or datetime.datetime.now(datetime.UTC)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    utc = datetime.timezone.utc  # noqa: UP017 - its short name came with Python 3.11
+    moment = (now or datetime.datetime.now(utc)).astimezone(utc).strftime("%Y-%m-%dT%H:%M:%SZ")
     if not_after is not None and moment > not_after:
         raise BundleError(f"the key it is signed with expired at {not_after}")
 
