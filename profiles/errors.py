@@ -126,7 +126,7 @@ class TableError(EdgeError):
     """A latency table does not answer the question asked."""
 
 
-class TableFileError(TableError, UsageError):
+class TableFileError(TableError):
     """A file is no latency table, is damaged, or is not of what it is asked to be of."""
 
     exit_code = UsageError.exit_code
