@@ -78,7 +78,8 @@ def fit_additive(choices: Choices, codes: Codes, features: Floats, target: Float
     # Columns that the rows say nothing of keep the prior's variance.
     certain = singular**2 / (singular**2 + penalty) / penalty
     spread = np.eye(len(middle)) / penalty - (right.T * certain) @ right
-    noise = float(np.sqrt((errors(penalty) ** 2).mean()))
+    # A perfect fit of what was seen is no certainty of what was not.
+    noise = max(float(np.sqrt((errors(penalty) ** 2).mean())), 1e-12 * abs(intercept))
     return Additive(choices, intercept, middle, weights, spread, noise, penalty)
 
 

@@ -61,7 +61,12 @@ class Choices:
         Args:
             rows: shape ``(n, genes)``, numbers or words.
             names: of the genes; g0, g1, ... if there are none.
+
+        Raises:
+            UsageError: for rows of different lengths.
         """
+        if len({len(row) for row in rows}) != 1:
+            raise UsageError("networks of one space have equally many genes, at least one network")
         columns = list(zip(*rows, strict=True))
         return cls(
             tuple(names) or tuple(f"g{index}" for index in range(len(columns))),

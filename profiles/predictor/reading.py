@@ -132,7 +132,7 @@ def _gene_columns(columns: Columns, choices: Sequence[str]) -> tuple[list[str], 
 
 
 def _missing(name: str, columns: Columns) -> str:
-    near = get_close_matches(name, columns, n=3)
+    near = get_close_matches(name, columns, n=3, cutoff=0.5)
     known = f"did you mean {' or '.join(near)}?" if near else f"there are {_some(list(columns))}"
     return f"{name}: there is no such column; {known}"
 

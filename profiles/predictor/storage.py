@@ -65,7 +65,7 @@ def save(predictor: Predictor, path: Path) -> None:
     }
     arrays["about"] = np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)
     stream = io.BytesIO()
-    np.savez(stream, allow_pickle=False, **arrays)
+    np.savez_compressed(stream, allow_pickle=False, **arrays)
     write_whole(path, stream.getvalue())
 
 
