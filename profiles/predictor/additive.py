@@ -25,31 +25,26 @@ class Additive:
         intercept: the target's mean.
         middle: mean of each column, shape ``(columns,)``.
         weights: amount of each column: one-hot genes, then features.
-        spread: shape ``(columns, columns)``; how uncertain the weights are, in units of the noise.
-        noise: standard deviation of a measurement about the model.
-        penalty: of the squared weights.
+        noise: standard deviation of a measurement about what is predicted without it.
     """
 
     choices: Choices
     intercept: float
     middle: Floats
     weights: Floats
-    spread: Floats
     noise: float
-    penalty: float
 
     def predict(self, codes: Codes, features: Floats) -> tuple[Floats, Floats]:
         """Mean and standard deviation of a measurement of each network.
 
-        A choice that was not seen counts as the average one, with the prior's uncertainty.
+        A choice that was not seen counts as the average one, and adds a variance of its own.
         """
         columns = _columns(self.choices, codes, features) - self.middle
-        seen = Similarity.of(self.choices, 0.0).genes
+        genes = Similarity.of(self.choices, 0.0).genes
         unseen = codes == UNSEEN
-        columns[:, : len(seen)][unseen[:, seen]] = 0.0
-        leverage = np.einsum("ij,jk,ik->i", columns, self.spread, columns)
-        leverage += unseen.sum(axis=1) / self.penalty
-        return self.intercept + columns @ self.weights, self.noise * np.sqrt(1 + leverage)
+        columns[:, : len(genes)][unseen[:, genes]] = 0.0
+        deviation = self.noise * np.sqrt(1 + unseen.sum(axis=1))
+        return self.intercept + columns @ self.weights, deviation
 
 
 def fit_additive(choices: Choices, codes: Codes, features: Floats, target: Floats) -> Additive:
@@ -75,12 +70,9 @@ def fit_additive(choices: Choices, codes: Codes, features: Floats, target: Float
 
     penalty = float(min(_PENALTIES, key=lambda item: float((errors(item) ** 2).mean())))
     weights = right.T @ (singular / (singular**2 + penalty) * projected)
-    # Columns that the rows say nothing of keep the prior's variance.
-    certain = singular**2 / (singular**2 + penalty) / penalty
-    spread = np.eye(len(middle)) / penalty - (right.T * certain) @ right
     # A perfect fit of what was seen is no certainty of what was not.
     noise = max(float(np.sqrt((errors(penalty) ** 2).mean())), 1e-12 * abs(intercept))
-    return Additive(choices, intercept, middle, weights, spread, noise, penalty)
+    return Additive(choices, intercept, middle, weights, noise)
 
 
 def _columns(choices: Choices, codes: Codes, features: Floats) -> Floats:
