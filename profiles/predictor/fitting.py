@@ -34,6 +34,8 @@ _FOLDS = 5
 _FOLDS_OF_FEW = 10
 #: A target within this factor is as good as its logarithm.
 _NARROW = 1.2
+#: Scales are learned from so many rows at most, and the form from fewer.
+_ROWS_FOR_SCALES = 600
 _ROWS_FOR_FORM = 250
 _CHUNK = 4096
 LEVEL = 0.9
@@ -252,16 +254,24 @@ def _fit_one(
 def _fit_process(
     networks: Networks, form: Form, rng: np.random.Generator
 ) -> tuple[GaussianProcess, Scale]:
+    process, scale, _ = _process_and_density(networks, form, rng, _ROWS_FOR_SCALES)
+    return process, scale
+
+
+def _process_and_density(
+    networks: Networks, form: Form, rng: np.random.Generator, rows_for_scales: int
+) -> tuple[GaussianProcess, Scale, float]:
     scale = _scale(networks, form.logarithmic)
-    process, _ = fit_process(
+    process, density = fit_process(
         networks.choices,
         networks.codes,
         scale.features(networks.features),
         scale.target(networks.target),
         form.ordered,
         rng,
+        rows_for_scales,
     )
-    return process, scale
+    return process, scale, density
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,16 +286,8 @@ def likeliest_form(networks: Networks, seed: int) -> Form:
     """The form under which a sample of these networks is the most probable."""
 
     def density(form: Form) -> float:
-        scale = _scale(networks, form.logarithmic)
-        _, of_learned = fit_process(
-            networks.choices,
-            networks.codes,
-            scale.features(networks.features),
-            scale.target(networks.target),
-            form.ordered,
-            np.random.default_rng(seed),
-            _ROWS_FOR_FORM,
-        )
+        rng = np.random.default_rng(seed)
+        _, _, of_learned = _process_and_density(networks, form, rng, _ROWS_FOR_FORM)
         # A density of logarithms is one of the target after division by the target.
         return of_learned - float(np.log(networks.target).mean() if form.logarithmic else 0)
 

@@ -149,7 +149,7 @@ def fit_process(
     target: Floats,
     ordered: float,
     rng: np.random.Generator,
-    rows_for_scales: int = 600,
+    rows_for_scales: int,
 ) -> tuple[GaussianProcess, float]:
     """Fit a process.
 

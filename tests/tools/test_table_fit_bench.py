@@ -12,9 +12,7 @@ import pytest
 from tools.bench import table_fit
 from tools.bench.imaginary_devices import NAMES, SOURCE, TARGET, ImaginaryDevice, sample
 
-NET = (
-    "{'wid': None, 'ks': [5, 7, 5, 3] * 5, 'e': [4, 3, 6, 6] * 5, 'd': [2, 3, 2, 4, 3], 'r': [224]}"
-)
+NET = {"wid": None, "ks": [5, 7, 5, 3] * 5, "e": [4, 3, 6, 6] * 5, "d": [2, 3, 2, 4, 3], "r": [224]}
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
@@ -25,12 +23,10 @@ def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
 def test_absent_blocks_are_a_choice_of_their_own(tmp_path, monkeypatch):
     folder = tmp_path / "accuracies"
     folder.mkdir()
-    net = NET.replace("[5, 7, 5, 3] * 5", str([5, 7, 5, 3] * 5))
-    net = net.replace("[4, 3, 6, 6] * 5", str([4, 3, 6, 6] * 5))
     with (folder / "one.csv").open("w", newline="") as stream:
-        csv.writer(stream).writerows([["Sub-network", "Top-1 Acc (%)"], [net, "75.5"]])
+        csv.writer(stream).writerows([["Sub-network", "Top-1 Acc (%)"], [str(NET), "75.5"]])
     run(monkeypatch, "--data", folder, "--flatten", tmp_path / "flat.csv")
-    header, row = csv.reader((tmp_path / "flat.csv").open())
+    header, row = csv.reader((tmp_path / "flat.csv").read_text().splitlines())
     assert header == [*(f"g{index}" for index in range(45)), "top1"]
     assert row[:8] == ["5", "7", "0", "0", "5", "7", "5", "0"]
     assert row[20:24] == ["4", "3", "0", "0"]
