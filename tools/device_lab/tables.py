@@ -7,11 +7,14 @@ from typing import Annotated
 
 import typer
 
-from tools.device_lab import table_files
+from tools.device_lab import fitting, table_files
 from tools.device_lab.output import print_json, print_table, progress
 from tools.device_lab.running import AsJson, Overrides, RecipeFile, WorkspaceFolder
 
 app = typer.Typer(help="Latency tables of search spaces.", no_args_is_help=True)
+app.command()(fitting.fit)
+app.command()(fitting.evaluate)
+app.command("next")(fitting.choose_next)
 
 
 @app.command()
