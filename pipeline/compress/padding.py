@@ -85,7 +85,8 @@ def _pad(module: GraphModule, group: set[Node], missing: int) -> None:
             if _is_depthwise(node):
                 node.args = (*node.args[:-1], width + missing)  # its number of groups
         else:
-            for place, value in enumerate(node.args):
+            arguments: list[Any] = list(node.args)
+            for place, value in enumerate(arguments):
                 if is_constant(value) and _has_channels(value, width):
                     _set(module, node, place, _repeated(tensor_of(module, value), missing, 1))
     for node in readers:

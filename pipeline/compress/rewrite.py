@@ -132,6 +132,8 @@ def _is_own_layer(source: object) -> bool:
 
 def _scale(module: GraphModule, layer: Node, factor: float, offset: float) -> None:
     """Let a layer give ``factor * x + offset`` instead of ``x``, with parameters of its own."""
+    weight: Any
+    bias: Any
     _, weight, bias, *rest = [*layer.args, None][: max(3, len(layer.args))]
     weights = tensor_of(module, weight)
     shift = torch.full((len(weights),), offset, dtype=weights.dtype)

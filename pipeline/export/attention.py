@@ -34,7 +34,8 @@ def write_out_attention(program: ExportedProgram) -> ExportedProgram:
     if all(node.target != attention for node in program.graph.nodes):
         return program
     with quiet():  # it copies a tree of a kind that PyTorch itself calls deprecated
-        return program.run_decompositions({attention: _attention})
+        written: ExportedProgram = program.run_decompositions({attention: _attention})
+    return written
 
 
 def _attention(
