@@ -27,7 +27,6 @@ def measure_table(made: Bench, monkeypatch: pytest.MonkeyPatch, **changes: Any) 
         return subjects[block.signature]
 
     monkeypatch.setattr(blocks, "_export", exported)
-    monkeypatch.setattr(blocks, "_Call", SimpleNamespace)
     network = SimpleNamespace(
         space=SearchSpace((Slot("first", ("a", "b")),)),
         block=lambda slot, choice: SimpleNamespace(signature="ab"[choice]),
