@@ -44,6 +44,7 @@ class InContext:
         offset_ns: what every network takes beside its blocks.
         scale: what all blocks alone are multiplied by, before each one's own correction.
         left_out: predicted / measured - 1 of each network, by a fit to all the others.
+        drift: of each run, how much longer all networks took in it than in all runs, as a factor.
         penalty: that predicted left-out networks best.
     """
 
@@ -52,37 +53,50 @@ class InContext:
     offset_ns: float
     scale: float
     left_out: Floats
+    drift: Floats
     penalty: float
 
     def half_width(self, level: float = 0.9) -> float:
-        """Half of the interval of a further network, as a share of its latency.
+        """Half of the interval of a further network's measurement, as a share of it.
 
-        Conformal: so many of the left-out networks, and one more, are within it.
+        Conformal: so many of the left-out networks, and one more, are within it.  A left-out
+        network stood beside the others, a further one is measured at another time: the device is
+        then as much faster or slower as in one run against another.
+
+        Raises:
+            TableError: if there are too few networks to tell.
         """
-        errors = np.sort(np.abs(self.left_out))
-        rank = math.ceil((len(errors) + 1) * level)
-        return float(errors[rank - 1]) if rank <= len(errors) else math.inf
+        then = self.drift[:, None] / self.drift[None, :]
+        apart = then[~np.eye(len(self.drift), dtype=bool)] if len(self.drift) > 1 else np.ones(1)
+        errors = np.sort(np.abs(np.outer(1 + self.left_out, apart) - 1), axis=None)
+        share = (len(self.left_out) + 1) * level / len(self.left_out)
+        rank = math.ceil(share * len(errors))
+        if rank > len(errors):
+            raise TableError(f"{len(self.left_out)} networks bound no {level:.0%} of further ones")
+        return float(errors[rank - 1])
 
 
-def in_context(counts: Floats, alone_ns: Floats, measured_ns: Floats) -> InContext:
+def in_context(counts: Floats, alone_ns: Floats, runs_ns: Floats) -> InContext:
     """Learn what blocks cost in context.
 
     Args:
         counts: how often each network has each block, shape ``(networks, blocks)``.
         alone_ns: of each block without the call, shape ``(blocks,)``; noise may make it negative.
-        measured_ns: whole networks, shape ``(networks,)``, positive.
+        runs_ns: whole networks, in each run that they took turns in, shape ``(networks, runs)``,
+            positive.
 
     Raises:
         TableError: for fewer than ten networks, or what does not fit together.
     """
     networks, blocks = counts.shape
+    measured_ns = np.median(runs_ns, axis=1)
     if networks < FEWEST_NETWORKS:
         raise TableError(
             f"{networks} networks are too few to learn from: at least {FEWEST_NETWORKS}"
         )
-    if alone_ns.shape != (blocks,) or measured_ns.shape != (networks,):
+    if alone_ns.shape != (blocks,) or len(runs_ns) != networks:
         raise TableError("each block needs a latency, and each network too")
-    if not ((measured_ns > 0).all() and np.isfinite(alone_ns).all()):
+    if not ((runs_ns > 0).all() and np.isfinite(runs_ns).all() and np.isfinite(alone_ns).all()):
         raise TableError("latencies are finite, and those of networks positive")
     typical_ns = float(np.median(measured_ns))
     sums_ns = counts @ alone_ns
@@ -108,6 +122,7 @@ def in_context(counts: Floats, alone_ns: Floats, measured_ns: Floats) -> InConte
         offset_ns=float(learned[1]) * typical_ns,
         scale=1 + float(learned[0]),
         left_out=left_out,
+        drift=np.exp(np.log(runs_ns / measured_ns[:, None]).mean(axis=0)),
         penalty=float(penalty),
     )
 

@@ -15,6 +15,7 @@ from pipeline.supernet.base import Block, SuperNetwork
 from pipeline.table.budget import FEWEST_ITERATIONS, cost_of, iterations_within
 from pipeline.table.spaces import Blocks, balanced, blocks_of
 from pipeline.table.subjects import call_block, subject_of
+from profiles.comparison import medians_by_round
 from profiles.errors import StageError
 from profiles.in_context import FEWEST_NETWORKS, InContext, in_context
 from profiles.measure import Measure
@@ -108,8 +109,8 @@ class Builder:
         iterations = iterations_within(cost.measure_s, plan, calls_ns)
         trials = self.trials(everything, replace(plan, iterations=iterations))
         found = dict(zip(subjects, trials[: len(subjects)], strict=True))
-        measured_ns = np.array([summary_of(t).median_ns for t in trials[len(subjects) :]])
-        return self._conclude(network.space, blocks, found, holes, genomes, measured_ns)
+        runs_ns = _by_run(trials[len(subjects) :])
+        return self._conclude(network.space, blocks, found, holes, genomes, runs_ns)
 
     @property
     def name(self) -> str:
@@ -193,13 +194,14 @@ class Builder:
         found: Mapping[str, Trial],
         holes: Mapping[str, str],
         genomes: Genomes,
-        measured_ns: NDArray[np.float64],
+        runs_ns: NDArray[np.float64],
     ) -> Built:
         summaries = {signature: summary_of(trial) for signature, trial in found.items()}
         signatures = [signature for signature in blocks.distinct if signature not in holes]
         call = summaries[CALL]
         own_ns = np.array([summaries[each].median_ns - call.median_ns for each in signatures])
-        context = in_context(blocks.counts(genomes, signatures), own_ns, measured_ns)
+        context = in_context(blocks.counts(genomes, signatures), own_ns, runs_ns)
+        measured_ns = np.median(runs_ns, axis=1)
         costs = {
             signature: _within(summaries[signature], call.median_ns + own, half)
             for signature, own, half in zip(
@@ -237,6 +239,15 @@ class Builder:
             genomes=genomes,
             measured_ns=measured_ns,
         )
+
+
+def _by_run(trials: Sequence[Trial]) -> NDArray[np.float64]:
+    """The median of each trial's runs that all of them have, shape ``(trials, runs)``."""
+    medians = [medians_by_round(trial) for trial in trials]
+    common = sorted(set.intersection(*(set(each) for each in medians)))
+    if not common:
+        raise StageError("no run counts for all networks", "tolerate what refused them, or wait")
+    return np.array([[each[at] for at in common] for each in medians])
 
 
 def _within(alone: Summary, latency_ns: float, half_width_ns: float) -> Summary:

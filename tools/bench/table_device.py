@@ -5,10 +5,11 @@
 
 For each combination of runtime, data type and threads a table of :mod:`tools.bench.table_space` is
 built within its budget, as ``device-lab table build`` does.  Then networks that it has not seen,
-drawn uniformly from the space, are exported and measured in visits of their own, in turns, fifty at
-a time; some of those that the table was corrected with are measured again among them, and tell how
-far the machine has drifted since.  Everything is kept in the workspace: a run that was broken off
-goes on where it was, and one that is complete measures nothing.
+drawn uniformly from the space, are exported and measured in visits of their own, in turns, ten at a
+time, so that what the machine does meanwhile falls on few.  Some of those that the table was
+corrected with are measured again among them, and tell how far the machine has drifted since.
+Everything is kept in the workspace: a run that was broken off goes on where it was, and one that is
+complete measures nothing.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ DTYPES = ("float32", "int8")
 THREADS = (1, 2)
 COMBINATIONS = tuple(f"{f}-{d}-{t}t" for f in FORMATS for d in DTYPES for t in THREADS)
 #: Unseen networks that are measured in one visit, and the known ones among them.
-AT_ONCE, KNOWN = 50, 5
+AT_ONCE, KNOWN = 10, 2
 _LEVEL = 0.9
 _TEST_SEED = 1
 _TEST_ITERATIONS = 200
