@@ -176,14 +176,16 @@ class Builder:
         return subjects, holes
 
     def _without(self, genomes: Genomes, blocks: Blocks, holes: Mapping[str, str]) -> Genomes:
-        """The networks that have none of the blocks that cannot be exported."""
-        kept = [row for row, genome in enumerate(genomes) if not holes.keys() & blocks.of(genome)]
+        """Each network once, and none that has a block that cannot be exported."""
+        distinct = {tuple(blocks.of(genome)): row for row, genome in enumerate(genomes)}
+        kept = sorted(row for made_of, row in distinct.items() if not holes.keys() & made_of)
         if len(kept) < FEWEST_NETWORKS:
             named = "; ".join(f"{signature}: {why}" for signature, why in holes.items())
+            without = f", because of holes: {named}" if named else ""
             raise StageError(
-                f"only {len(kept)} of {len(genomes)} networks can be exported to {self.format} in"
-                f" {self.dtype}, {FEWEST_NETWORKS} are needed: {named or 'too few were asked for'}",
-                "leave these choices out of the space, or ask for more table.networks",
+                f"of {len(distinct)} different networks only {len(kept)} can be measured with"
+                f" {self.format} in {self.dtype}, {FEWEST_NETWORKS} are needed{without}",
+                "leave such choices out of the space, or ask for more table.networks",
             )
         return genomes[kept]
 
