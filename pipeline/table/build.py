@@ -147,7 +147,7 @@ class Builder:
         for trial in found:
             if trial.status != "accepted":
                 raise StageError(f"a block was not measured: {trial.reason}", device=self.device.id)
-        if len({(t.runtime_version, t.condition, t.transport) for t in found}) > 1:
+        if len({(t.runtime_version, t.condition, t.transport, t.device_build) for t in found}) > 1:
             raise StageError(
                 "the blocks were measured under different settings (runtime version, governor...)",
                 "measure them in a new workspace",
@@ -218,17 +218,29 @@ class Builder:
             dtype=self.dtype,
             condition=trial.condition,
             emulated=trial.emulated,
+            device_build=trial.device_build,
+            delegates=trial.delegates,
         )
         entries = {
             place: None if signature is None else (costs[signature], found[signature].key)
             for place, signature in blocks.places.items()
             if signature not in holes
         }
-        table = build_table(key, space, entries, call)
+        table = build_table(
+            key,
+            space,
+            entries,
+            call,
+            call_trial=trial.key,
+            signatures={place: each for place, each in blocks.places.items() if each},
+        )
         # The table adds one call to the blocks' own costs; in context there is another offset.
         offset_ns = context.offset_ns - call.median_ns
         population = f"the {len(genomes)} networks it was corrected with, each left out in turn"
-        left_out = agreement(measured_ns * (1 + context.left_out), measured_ns, population)
+        predicted_ns = measured_ns * (1 + context.left_out)
+        left_out = agreement(
+            predicted_ns, measured_ns, population, context.half_width() * predicted_ns
+        )
         return Built(
             table=replace(
                 table,

@@ -58,9 +58,9 @@ class Proof:
     Args:
         combination: format, data type and threads.
         device: what was measured on.
-        agreement, plain: by the table, and by the sum of its blocks alone, less the calls.
-        interval_coverage: share of measurements within the table's 90 % intervals.
-        interval_half_width: half of these, as a share of the latency.
+        agreement, plain: by the table with its 90 % intervals, and by the sum of its blocks alone,
+            less the calls.
+        interval_half_width: half of these intervals, as a share of the latency.
         least_ns, most_ns: of the unseen networks.
         noise: half of the 95 % interval of a measurement, as a share of it; the median network's.
         drift: of the known networks, measured with the unseen ones / measured for the table.
@@ -72,7 +72,6 @@ class Proof:
     device: str
     agreement: Agreement
     plain: Agreement
-    interval_coverage: float
     interval_half_width: float
     least_ns: float
     most_ns: float
@@ -177,9 +176,8 @@ def _judged(
     return Proof(
         combination=combination,
         device=device.id,
-        agreement=agreement(predicted, truth, population),
+        agreement=agreement(predicted, truth, population, half * predicted),
         plain=agreement(plain, truth, population),
-        interval_coverage=float(np.mean(np.abs(predicted / truth - 1) <= half)),
         interval_half_width=half,
         least_ns=float(truth.min()),
         most_ns=float(truth.max()),
@@ -259,7 +257,7 @@ def _line(found: Proof) -> str:
         f" {found.most_ns / 1e6:.2f} ms: MAPE {exact.mape:.2%} (blocks alone"
         f" {found.plain.mape:.2%}), within 10 % {exact.within_10_percent:.1%}, Spearman"
         f" {exact.spearman or 0:.4f}, 90 % intervals of +/- {found.interval_half_width:.1%} cover"
-        f" {found.interval_coverage:.1%}; noise {found.noise:.2%}, drift {found.drift:.3f};"
+        f" {exact.interval_coverage or 0:.1%}; noise {found.noise:.2%}, drift {found.drift:.3f};"
         f" {found.networks} networks known, {found.build_minutes:.1f} min"
     )
 
