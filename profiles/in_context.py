@@ -130,7 +130,7 @@ def in_context(counts: Floats, alone_ns: Floats, runs_ns: Floats) -> InContext:
 def _solved(columns: Floats, residual: Floats, penalty: float) -> tuple[Floats, Floats]:
     weights = np.full(columns.shape[1], penalty)
     weights[:2] = _FREE
-    inverse = np.linalg.inv(columns.T @ columns + np.diag(weights))
+    inverse: Floats = np.linalg.inv(columns.T @ columns + np.diag(weights))
     return inverse @ (columns.T @ residual), inverse
 
 

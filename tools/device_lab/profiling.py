@@ -59,8 +59,17 @@ def profile(
             runs=runs, iterations=iterations, threads=(threads,), tolerate=codes(tolerate)
         )
         if int8:
-            where = (program, format_.value, device, inventory, workspace, settings, show)
-            both = profile_file_in_int8(*where, depth=depth, data=data)
+            both = profile_file_in_int8(
+                program,
+                format_.value,
+                device,
+                inventory,
+                workspace,
+                settings,
+                show,
+                depth=depth,
+                data=data,
+            )
             print_json(both) if as_json else print_gains(both)
             _finish(both.float32, both.int8)
             return
