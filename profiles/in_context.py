@@ -130,7 +130,8 @@ def in_context(counts: Floats, alone_ns: Floats, runs_ns: Floats) -> InContext:
 def _solved(columns: Floats, residual: Floats, penalty: float) -> tuple[Floats, Floats]:
     weights = np.full(columns.shape[1], penalty)
     weights[:2] = _FREE
-    inverse: Floats = np.linalg.inv(columns.T @ columns + np.diag(weights))
+    normal = columns.T @ columns + np.diag(weights)
+    inverse = np.asarray(np.linalg.inv(normal), dtype=np.float64)
     return inverse @ (columns.T @ residual), inverse
 
 
