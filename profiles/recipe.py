@@ -185,6 +185,29 @@ class Search(Config):
     seed: int = 0
 
 
+class TableBuild(Config):
+    """How ``device-lab table build`` makes the latency tables of the recipe's search space.
+
+    One table for each format, data type and number of threads.
+
+    Args:
+        minutes: for each table, its exports included.
+        networks: whole networks that are measured in turns with the blocks, and say what the blocks
+            cost within networks.
+        formats: for which formats, and so runtimes; the search's where none are named.
+        dtypes: of the blocks; INT8 is calibrated with random inputs, always the same.
+        threads: thread counts; the search's where none are named.
+        seed: of the choice of networks.
+    """
+
+    minutes: Annotated[float, Field(gt=0)] = 15.0
+    networks: Annotated[int, Field(ge=10)] = 40
+    formats: tuple[ArtifactFormat, ...] = ()
+    dtypes: Annotated[tuple[Literal["float32", "int8"], ...], Field(min_length=1)] = ("float32",)
+    threads: tuple[Count, ...] = ()
+    seed: int = 0
+
+
 class Recipe(Config):
     """Everything ``device-lab run`` does.
 
@@ -200,6 +223,8 @@ class Recipe(Config):
         measure: how often.
         profile: also measure, for each of them, which of its blocks costs what.
         search: the elastic network and its search, if any.
+        table: how to build the tables of its space with whole networks; without it, the search's
+            one table is of blocks alone.
         folder: where the recipe is, for its import paths; set by :func:`load_recipe`.
     """
 
@@ -217,6 +242,7 @@ class Recipe(Config):
     measure: Measure = Measure()
     profile: bool = False
     search: Search | None = None
+    table: TableBuild | None = None
     folder: Annotated[Path, Field(exclude=True)] = Path()
 
     @field_validator("variants")

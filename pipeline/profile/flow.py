@@ -22,6 +22,10 @@ from profiles.records import ArtifactFormat
 if TYPE_CHECKING:
     from pipeline.compress.variants import Compressed
     from pipeline.flow import Checked, Failure
+    from pipeline.profile.dtypes import BothTypes
+
+#: Examples that INT8 is calibrated with where only latency is asked for.
+_CALIBRATION = 32
 
 
 def profile_file(
@@ -58,14 +62,44 @@ def profile_file(
     from pipeline.flow import open_workspace
 
     device = load_inventory(inventory).find(device_id)
-    if not program.is_file():
-        raise UsageError(f"there is no file {program}")
-    inputs: Values = [_first_input(data)] if data else _own_inputs(program)
-    network = Network(program, program.stem, "file", inputs)
+    network = _network_of(program, data)
     with open_workspace(root, progress) as workspace:
         return profile_network(
             workspace, device, network, format_, settings, depth=depth, operators=operators
         )
+
+
+def profile_file_in_int8(
+    program: Path,
+    format_: ArtifactFormat,
+    device_id: str,
+    inventory: Path,
+    root: Path,
+    settings: Measure,
+    progress: Progress,
+    *,
+    depth: int | None = None,
+    data: Path | None = None,
+) -> BothTypes:
+    """Profile a ``.pt2`` in FP32 beside the same in INT8; arguments as :func:`profile_file`.
+
+    INT8 is calibrated with the first examples of ``data``, or the program's own input.
+    """
+    from pipeline.flow import open_workspace
+    from pipeline.profile.dtypes import profile_both
+
+    device = load_inventory(inventory).find(device_id)
+    network = _network_of(program, data)
+    samples = _inputs(data, _CALIBRATION) if data else network.inputs[0]
+    with open_workspace(root, progress) as workspace:
+        return profile_both(workspace, device, network, format_, settings, samples, depth=depth)
+
+
+def _network_of(program: Path, data: Path | None) -> Network:
+    if not program.is_file():
+        raise UsageError(f"there is no file {program}")
+    inputs: Values = [_inputs(data, 1)] if data else _own_inputs(program)
+    return Network(program, program.stem, "file", inputs)
 
 
 def profile_variants(
@@ -113,10 +147,10 @@ def profile_variants(
                 ]
 
 
-def _first_input(data: Path) -> Images:
+def _inputs(data: Path, count: int) -> Images:
     try:
         with data.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-            x: Images = np.ascontiguousarray(arrays["x"][:1], dtype=np.float32)
+            x: Images = np.ascontiguousarray(arrays["x"][:count], dtype=np.float32)
     except Exception as error:  # a damaged archive raises whatever zipfile and zlib do
         raise DataError(f"{data} is not an .npz with a plain array x: {error}") from error
     if len(x) == 0 or not np.isfinite(x).all():

@@ -3,37 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import nn
-
 from devices.inventory import Device
-from pipeline.campaign import Subject, input_file, measure
-from pipeline.export import export_stage
-from pipeline.export.parity import HOST_RUNTIMES, host_outputs
-from pipeline.model import PROGRAM, trace
-from pipeline.programs import save_program
-from pipeline.stage import Stage, Workspace
+from pipeline.campaign import Subject, measure
+from pipeline.stage import Workspace
 from pipeline.supernet.base import Block, SuperNetwork
+from pipeline.table.subjects import call_block, subject_of
 from profiles.errors import StageError
 from profiles.measurements import summary_of
 from profiles.recipe import Search
-from profiles.records import Artifact, Trial
+from profiles.records import Trial
 from profiles.table import LatencyTable, TableKey, build_table
-
-#: Largest difference between a block in PyTorch and in its runtime, as a share of its output.
-BLOCK_TOLERANCE = 1e-3
-_INPUT = "input.npy"
-
-
-class _Call(nn.Module):
-    """An empty network: what remains is one call of the runtime."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return nn.functional.relu(x)
 
 
 def measure_blocks(
@@ -59,7 +40,7 @@ def measure_blocks(
         StageError: if a block computes something else once exported, or could not be measured.
         DeviceError: as the campaign says.
     """
-    call = Block("call", _Call(), (1, 1, 1, 1))
+    call = call_block()
     blocks = {
         (slot, choice): network.block(slot, choice)
         for slot, place in enumerate(network.space.slots)
@@ -128,61 +109,4 @@ def _accepted(trial: Trial, device: Device) -> Trial:
 
 
 def _export(workspace: Workspace, block: Block, settings: Search, model: str, code: str) -> Subject:
-    stage = Stage(
-        "block",
-        {"signature": block.signature, "shape": block.input_shape, "code": code},
-        ("torch",),
-    )
-
-    def work(folder: Path) -> dict[str, Any]:
-        # The same block is the same file, whatever network it was taken from and when.
-        torch.manual_seed(0)
-        for layer in block.module.modules():
-            reset = getattr(layer, "reset_parameters", None)
-            if callable(reset):
-                reset()
-        example = torch.randn(block.input_shape)
-        np.save(folder / _INPUT, example.numpy(), allow_pickle=False)
-        program = trace(block.module, example)
-        save_program(program, folder / PROGRAM)
-        with torch.no_grad():
-            return {"expected": program.module()(example).flatten().tolist()}
-
-    result = workspace.run(stage, work)
-    artifact = export_stage(
-        workspace,
-        result.folder / PROGRAM,
-        settings.format,
-        model=model,
-        variant=block.signature,
-        dtype="float32",
-        role="block",
-    )
-    values = np.load(result.folder / _INPUT, allow_pickle=False)
-    expected = np.array(result.value["expected"], dtype=np.float32)
-    delegates = _check(workspace, artifact, values, expected)
-    workspace.store.put_artifact(artifact)
-    return Subject(artifact, (input_file(workspace, values),), delegates)
-
-
-def _check(
-    workspace: Workspace,
-    artifact: Artifact,
-    values: np.ndarray[Any, np.dtype[np.float32]],
-    expected: np.ndarray[Any, np.dtype[np.float32]],
-) -> tuple[str, ...]:
-    """No parity, no timing: also for blocks.  Returns the delegates that took part here."""
-    packages = (HOST_RUNTIMES[artifact.format],)
-    stage = Stage("block-parity", {"artifact": artifact.sha256}, packages)
-
-    def work(_: Path) -> dict[str, Any]:
-        outputs, delegates = host_outputs(artifact, values)
-        error = float(np.abs(outputs.flatten() - expected).max())
-        if not error <= BLOCK_TOLERANCE * float(np.abs(expected).max()):
-            raise StageError(
-                f"block {artifact.variant} differs by {error:.3g} once exported to"
-                f" {artifact.format}: not measured"
-            )
-        return {"max_abs_error": error, "delegates": delegates}
-
-    return tuple(workspace.run(stage, work).value["delegates"])
+    return subject_of(workspace, block, settings.format, "float32", model=model, code=code)

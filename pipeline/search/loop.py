@@ -114,7 +114,7 @@ def supernet_stage(
         from safetensors.torch import save_model
 
         torch.manual_seed(settings.train.seed)
-        network = _make_supernet(settings)
+        network = make_supernet(settings)
         train, _ = data.arrays.search_splits(settings.seed)
         train_supernet(network, train, settings.train, workspace.progress)
         save_model(_module(network), str(folder / _WEIGHTS))
@@ -134,7 +134,7 @@ def table_of(
     settings = _settings(recipe)
     table = measure_blocks(
         workspace,
-        network or _make_supernet(settings),
+        network or make_supernet(settings),
         settings,
         device,
         model=f"{recipe.name}-blocks",
@@ -238,7 +238,12 @@ def _settings(recipe: Recipe) -> Search:
     return recipe.search
 
 
-def _make_supernet(settings: Search) -> SuperNetwork:
+def make_supernet(settings: Search) -> SuperNetwork:
+    """The super-network that a search names, untrained.
+
+    Raises:
+        ModelError: if its factory fails, or gives something else.
+    """
     factory = load_object(settings.supernet)
     try:
         network: SuperNetwork = factory(**settings.arguments)
@@ -255,7 +260,7 @@ def _make_supernet(settings: Search) -> SuperNetwork:
 def _load_supernet(settings: Search, folder: Path) -> SuperNetwork:
     from safetensors.torch import load_model
 
-    network = _make_supernet(settings)
+    network = make_supernet(settings)
     load_model(_module(network), str(folder / _WEIGHTS))
     return network
 

@@ -13,8 +13,8 @@ from pipeline.search import blocks
 from pipeline.stage import Workspace
 from pipeline.supernet.base import Block
 from profiles.recipe import Search
+from profiles.space import SearchSpace, Slot
 from profiles.store import Store
-from profiles.table import SearchSpace, Slot
 from tests.pipeline.scripted import Bench, bench, settings, watch
 
 
@@ -27,7 +27,6 @@ def measure_table(made: Bench, monkeypatch: pytest.MonkeyPatch, **changes: Any) 
         return subjects[block.signature]
 
     monkeypatch.setattr(blocks, "_export", exported)
-    monkeypatch.setattr(blocks, "_Call", SimpleNamespace)
     network = SimpleNamespace(
         space=SearchSpace((Slot("first", ("a", "b")),)),
         block=lambda slot, choice: SimpleNamespace(signature="ab"[choice]),

@@ -198,7 +198,6 @@ def test_nothing_throttled_enters_a_table(tmp_path, monkeypatch):
         space=SearchSpace((Slot("first", ("a", "b")),)),
         block=lambda slot, choice: SimpleNamespace(signature="ab"[choice]),
     )
-    monkeypatch.setattr(blocks, "_Call", SimpleNamespace)
     workspace = Workspace.open(tmp_path / "work")
     try:
         table = blocks.measure_blocks(

@@ -13,6 +13,7 @@ from tools.device_lab.running import AsJson, WorkspaceFolder
 from tools.device_lab.stages import Format, Inventory, Program, Tolerate, codes
 
 if TYPE_CHECKING:
+    from pipeline.profile.dtypes import BothTypes
     from pipeline.profile.record import BlockCost, BlockProfile, OperatorProfile
 
 _NAME_WIDTH, _KIND_WIDTH, _BAR_WIDTH = 20, 11, 8
@@ -37,6 +38,9 @@ def profile(
     data: Annotated[
         Path | None, typer.Option("--data", help="An .npz whose array x holds inputs.")
     ] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Also in INT8: what that would buy in each block.")
+    ] = False,
     runs: Annotated[int, typer.Option(min=3, help="Fresh processes.")] = 5,
     iterations: Annotated[int, typer.Option(min=1, help="Timed calls per block and run.")] = 200,
     threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime.")] = 1,
@@ -48,12 +52,27 @@ def profile(
     Example: device-lab profile model.pt2 --format onnx --device pi5 --operators
     """
     with progress() as show:
-        from pipeline.profile.flow import profile_file
+        from pipeline.profile.flow import profile_file, profile_file_in_int8
         from profiles.measure import Measure
 
         settings = Measure(
             runs=runs, iterations=iterations, threads=(threads,), tolerate=codes(tolerate)
         )
+        if int8:
+            both = profile_file_in_int8(
+                program,
+                format_.value,
+                device,
+                inventory,
+                workspace,
+                settings,
+                show,
+                depth=depth,
+                data=data,
+            )
+            print_json(both) if as_json else print_gains(both)
+            _finish(both.float32, both.int8)
+            return
         found = profile_file(
             program,
             format_.value,
@@ -73,10 +92,10 @@ def profile(
     _finish(found)
 
 
-def _finish(found: BlockProfile) -> None:
+def _finish(*found: BlockProfile) -> None:
     """Name what is not known, each reason once; exit code 1 if anything is."""
     by_reason: dict[str, list[str]] = {}
-    for part, reason in found.lacking().items():
+    for part, reason in (item for each in found for item in each.lacking().items()):
         by_reason.setdefault(reason, []).append(part)
     for reason, parts in by_reason.items():
         complain(f"failed: {', '.join(parts)}: {reason}")
@@ -99,6 +118,30 @@ def print_profile(found: BlockProfile) -> None:
     if found.operators:
         print()
         _print_operators(found.operators)
+
+
+def print_gains(found: BothTypes) -> None:
+    """What each block costs in both data types, and the whole networks."""
+    after = found.int8
+    print(f"{after.model} {after.format} on {after.device}, FP32 and INT8")
+    print(f"{after.runtime} {after.runtime_version}, {after.condition.describe()}")
+    rows = [
+        [
+            _shortened(gain.name, _NAME_WIDTH),
+            units.format_ms(gain.float32_ns),
+            units.format_ms(gain.int8_ns),
+            "-" if gain.saved_ns is None else f"{gain.saved_ns / 1e6:+.4f}",
+        ]
+        for gain in found.gains
+    ]
+    wholes = [each.whole_ns.value if each.whole_ns else None for each in (found.float32, after)]
+    rows.append(["(whole)", *map(units.format_ms, wholes), ""])
+    print_table("", ["block", ">FP32 ms", ">INT8 ms", ">saves ms"], rows)
+    for line in _wrapped(
+        "A block alone converts at its borders what it is handed as integers in a network: the"
+        " whole networks say what INT8 buys in all."
+    ):
+        print(line)
 
 
 def _cells(block: BlockCost) -> list[str]:

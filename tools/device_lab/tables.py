@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tools.device_lab import fitting, table_files
-from tools.device_lab.output import print_json, print_table, progress
+from tools.device_lab.output import complain, print_json, print_table, progress
 from tools.device_lab.running import AsJson, Overrides, RecipeFile, WorkspaceFolder
+
+if TYPE_CHECKING:
+    from profiles.recipe import Recipe
 
 app = typer.Typer(help="Latency tables of search spaces.", no_args_is_help=True)
 app.command()(fitting.fit)
@@ -21,21 +24,47 @@ app.command("next")(fitting.choose_next)
 def build(
     recipe: RecipeFile,
     workspace: WorkspaceFolder = Path("workspace"),
+    minutes: Annotated[
+        float | None, typer.Option(min=0.1, help="For each table; see table.minutes.")
+    ] = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure the blocks of a recipe's super-network, and make its latency table.
 
-    Example: device-lab table build recipe.yaml --workspace work
+    With a ``table`` in the recipe, or ``--minutes``: a table for each of its formats, data types
+    and thread counts, corrected by whole networks, within that time.
+
+    Example: device-lab table build recipe.yaml --workspace work --minutes 15
     """
     from profiles.recipe import load_recipe
 
-    loaded = load_recipe(recipe, tuple(overrides or ()))
+    budget = () if minutes is None else (f"table.minutes={minutes}",)
+    loaded = load_recipe(recipe, (*(overrides or ()), *budget))
+    if loaded.table:
+        _build_within_budget(loaded, workspace, recipe.absolute().parent, as_json)
+        return
     with progress() as show:
         from pipeline.flow import table_alone
 
         path = table_alone(loaded, workspace, import_from=recipe.absolute().parent, progress=show)
     print_json({"table": str(path)}) if as_json else print(path)
+
+
+def _build_within_budget(recipe: Recipe, workspace: Path, folder: Path, as_json: bool) -> None:
+    with progress() as show:
+        from pipeline.table.flow import build_tables
+
+        built = build_tables(recipe, workspace, import_from=folder, progress=show)
+    if as_json:
+        print_json(built)
+    for each in built:
+        if not as_json:
+            print(each.table)
+        for signature, why in each.holes.items():
+            complain(f"failed: {each.table.name} lacks {signature}: {why}")
+    if any(each.holes for each in built):
+        raise typer.Exit(1)
 
 
 @app.command()
