@@ -105,7 +105,7 @@ def _read_csv(path: Path) -> tuple[list[str], list[Sequence[Any]]]:
 
 
 def _read_parquet(path: Path) -> tuple[list[str], list[Sequence[Any]]]:
-    from pyarrow import parquet  # type: ignore[import-untyped]
+    from pyarrow import parquet
 
     with path.open("rb") as stream:
         table = parquet.read_table(stream)

@@ -42,6 +42,7 @@ PAIRS = (
     ("half", "half-alone"),
     ("half-int8", "tuned"),
     ("adaptive", "uniform"),
+    ("by-latency", "by-parameters"),
     ("sparse-adaptive", "sparse-uniform"),
     ("cyclical", "gradual"),
 )
