@@ -67,7 +67,7 @@ def test_once_for_all_yaml_comes_back_and_is_refused_by_key(tmp_path: Path):
     with pytest.raises(TableFileError, match="a is there twice"):
         read_yaml(path)
     path.write_text("a: {mean: -1.0, count: 3}\nb: {mean: .nan, count: 3}\n")
-    with pytest.raises(TableFileError, match=r"a: .*; b: "):
+    with pytest.raises(TableFileError, match=r"a: .*, b: "):
         read_yaml(path)
 
 
