@@ -12,19 +12,24 @@ Efficient Deployment", ICLR 2020, and the tables published with it.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+import reprlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from profiles.costs import Cost, Costs, Place
 from profiles.durable import write_whole
 from profiles.errors import TableError, TableFileError
-from profiles.table import LatencyTable
+from profiles.table import Calibration, LatencyTable
 
 #: Digits of a millisecond that are written: nanoseconds.
 _DIGITS = 6
 _MS_NS = 1e6
+#: No block takes longer: thirty years.
+_LONGEST_MS = 1e12
+#: Blocks of a file that are listed; the others are counted.
+_MOST_LISTED = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +50,10 @@ def read_yaml(path: Path) -> dict[str, BlockMean]:
     data = _parse(path)
     if not isinstance(data, dict) or not data:
         raise TableFileError(f"{path} is no once-for-all table: no dictionary of blocks")
-    wrong = [f"{key}: {value!r}" for key, value in data.items() if not _is_mean(value)]
+    wrong = [f"{key}: {reprlib.repr(value)}" for key, value in data.items() if not _is_mean(value)]
     if wrong:
         raise TableFileError(
-            f"{path}: {'; '.join(wrong)}", "a block is {mean: milliseconds above 0, count: samples}"
+            f"{path}: {_listed(wrong)}", "a block is {mean: milliseconds above 0, count: samples}"
         )
     return {
         str(key): BlockMean(value["mean"] * _MS_NS, value["count"]) for key, value in data.items()
@@ -71,19 +76,63 @@ def blocks_of(table: LatencyTable) -> dict[str, BlockMean]:
 
     Raises:
         TableError: for blocks that take no longer than an empty network: such a number would be
-            zero or less.
+            zero or less in whole nanoseconds.
     """
     found, short = {}, []
     for entry in table.entries():
-        name = entry.signature or f"{entry.slot}/{entry.choice}"
+        name = _name(entry.signature, entry.slot, entry.choice)
         found[name] = BlockMean(entry.latency_ns - table.call_ns, entry.n)
-        if found[name].latency_ns <= 0:
+        if found[name].latency_ns < 1:
             short.append(name)
     if short:
         raise TableError(
-            f"no longer than an empty network: {', '.join(short)}", "write Parquet instead"
+            f"no longer than an empty network: {_listed(short)}", "write Parquet instead"
         )
     return found
+
+
+def read_table(path: Path, like: LatencyTable) -> LatencyTable:
+    """A file's latencies as a table: all that the file lacks is another table's.
+
+    Args:
+        path: of a file of blocks.
+        like: whose key, space, signatures and empty network hold for the file, too.  Its own
+            latencies, calibration and validation are not taken over, nor are other objectives.
+
+    Raises:
+        TableFileError: as :func:`read_yaml`; or for blocks of the space that the file lacks.
+    """
+    blocks = read_yaml(path)
+    costs: dict[Place, Cost] = {}
+    missing = []
+    for row, slot in enumerate(like.space.slots):
+        for column, choice in enumerate(slot.choices):
+            if like.skips[row, column]:
+                continue
+            name = _name(like.signatures.get((row, column), ""), slot.name, choice)
+            if block := blocks.get(name):
+                costs[row, column] = Cost(block.latency_ns + like.call_ns, n=block.count)
+            else:
+                missing.append(name)
+    if missing:
+        raise TableFileError(f"{path} has no block {_listed(missing)}", "give it all of the space")
+    latency = Costs.of(like.space, costs, like.costs["latency_ns"].shared)
+    return replace(
+        like,
+        costs={"latency_ns": latency},
+        measured_ns=None,
+        calibration=Calibration(),
+        validation=(),
+    )
+
+
+def _name(signature: str, slot: str, choice: str) -> str:
+    return signature or f"{slot}/{choice}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f", and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
+    return ", ".join(names[:_MOST_LISTED]) + more
 
 
 def _is_mean(value: Any) -> bool:
@@ -91,7 +140,7 @@ def _is_mean(value: Any) -> bool:
         return False
     mean, count = value["mean"], value["count"]
     numbers = type(mean) in (int, float) and type(count) is int
-    return numbers and 0 < mean < math.inf and count >= 0
+    return numbers and 0 < mean < _LONGEST_MS and count >= 0
 
 
 def _parse(path: Path) -> Any:
@@ -110,7 +159,7 @@ def _parse(path: Path) -> Any:
             return found
 
     try:
-        return yaml.load(path.read_text(), Loader=Once)  # noqa: S506  a SafeLoader
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        return Once(path.read_text()).get_single_data()
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         where = str(error).splitlines()[0]
         raise TableFileError(f"{path} is no once-for-all table: {where}") from error

@@ -168,6 +168,7 @@ class Search(Config):
         population, generations: of the evolution, each round.
         candidates: networks measured whole on the device in each round.
         rounds: how often to search, measure and calibrate.
+        trust_table: use the table even if it is stale or fails, see :mod:`profiles.demands`.
         seed: of everything random in it.
     """
 
@@ -182,6 +183,7 @@ class Search(Config):
     generations: Count = 15
     candidates: Annotated[int, Field(ge=2)] = 5
     rounds: Count = 2
+    trust_table: bool = False
     seed: int = 0
 
 

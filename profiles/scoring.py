@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -29,6 +30,7 @@ _FOLD = 64
 _EXACT = 1 << 24
 
 Floats = NDArray[np.float64]
+_Number = TypeVar("_Number", np.float64, np.bool_)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,12 +203,12 @@ class Scorer:
 
     def _spread(
         self,
-        values: NDArray[np.generic],
+        values: NDArray[_Number],
         genes: Sequence[int],
         column: int | None = None,
         *,
         context: bool = True,
-    ) -> NDArray[np.generic]:
+    ) -> NDArray[_Number]:
         """Values by (context and) one gene, laid along the axes of all these genes."""
         shape = [1] * max(len(genes), 1)
         if context and self._structure.context is not None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from profiles.records import Samples
 
@@ -250,7 +250,7 @@ def agreement(
     )
 
 
-def _coverage(distance: ArrayLike, half_width: ArrayLike | None) -> float | None:
+def _coverage(distance: NDArray[np.float64], half_width: ArrayLike | None) -> float | None:
     reach = np.asarray(np.nan if half_width is None else half_width, dtype=np.float64)
-    known = np.broadcast_to(~np.isnan(reach), np.shape(distance))
+    known = np.broadcast_to(~np.isnan(reach), distance.shape)
     return float(np.mean((distance <= reach)[known])) if known.any() else None

@@ -10,12 +10,13 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-from sqlalchemy import URL, Engine, create_engine, event, inspect, select
+from sqlalchemy import URL, Engine, create_engine, event, func, inspect, select
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import Session, selectinload
 
@@ -108,13 +109,13 @@ class Store:
             role=artifact.role,
             format=artifact.format,
             size_bytes=artifact.size_bytes,
-            io=_json(artifact.io),
+            io=asdict(artifact.io),
             dtype=artifact.dtype,
             recipe_key=artifact.recipe_key,
             parent=artifact.parent,
             toolchain=dict(artifact.toolchain),
             details=dict(artifact.details),
-            parity=None if parity is None else _json(parity),
+            parity=None if parity is None else asdict(parity),
         )
         with self._transaction() as session:
             session.merge(row)
@@ -152,8 +153,8 @@ class Store:
             row.runtime_version = trial.runtime_version
             row.delegates = list(trial.delegates) or row.delegates or []
             row.emulated = trial.emulated
-            row.condition = _json(trial.condition)
-            row.plan = _json(trial.plan)
+            row.condition = asdict(trial.condition)
+            row.plan = asdict(trial.plan)
             row.device_serial = _known(trial.device_serial, row.device_serial)
             row.device_build = _known(trial.device_build, row.device_build)
             row.agent = trial.agent
@@ -215,6 +216,14 @@ class Store:
         with Session(self._engine) as session:
             rows = session.scalars(query if keys is None else query.where(TrialRow.key.in_(keys)))
             return [_trial(row) for row in rows]
+
+    def measured_ns(self, keys: Sequence[str]) -> int | None:
+        """When the newest run that counts of these trials ended, nanoseconds since 1970."""
+        runs = select(func.max(RunRow.finished_utc)).where(RunRow.trial_key.in_(keys))
+        with Session(self._engine) as session:
+            newest = session.scalar(runs.where(RunRow.complete))
+        when = datetime.datetime.fromisoformat(newest).timestamp() if newest else None
+        return None if when is None else round(1000 * when) * 10**6
 
     def artifacts(self) -> list[ArtifactRow]:
         """What is recorded of every artifact, under each of its names."""
@@ -376,12 +385,6 @@ def _trial(row: TrialRow) -> Trial:
         agent=row.agent,
         fence=row.fence,
     )
-
-
-def _json(record: Any) -> dict[str, Any]:
-    import dataclasses
-
-    return dataclasses.asdict(record)
 
 
 def _blob(samples: Samples) -> bytes:

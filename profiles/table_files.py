@@ -38,6 +38,8 @@ _COLUMNS = (
     "signature",
     "skips",
 )
+#: What reading something else as a table ends in.
+_DAMAGE = (OSError, ValueError, TypeError, IndexError, AttributeError, RecursionError)
 #: Problems of a file that are listed; the others are counted.
 _MOST_LISTED = 8
 
@@ -68,7 +70,9 @@ def load(path: Path) -> LatencyTable:
                 "read it with the edgeloop that wrote it",
             )
         table = _from_plain(_upgraded(data) if data["format"] == 1 else data)
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except KeyError as error:
+        raise TableFileError(f"{path} is no latency table: it has no {error}") from error
+    except _DAMAGE as error:
         raise TableFileError(f"{path} is no latency table: {error}") from error
     if found := problems(table):
         more = f"; and {len(found) - _MOST_LISTED} more" if len(found) > _MOST_LISTED else ""
@@ -264,7 +268,10 @@ def _read_parquet(path: Path) -> Plain:
         read = pq.read_table(path)
     except pa.ArrowException as error:
         raise ValueError(str(error).splitlines()[0]) from error
-    about: Plain = json.loads((read.schema.metadata or {})[_METADATA])
+    metadata = read.schema.metadata or {}
+    if _METADATA not in metadata:
+        raise ValueError(f"its metadata have no {_METADATA.decode()}")
+    about: Plain = json.loads(metadata[_METADATA])
     if about["format"] != FORMAT_VERSION:
         return about
     slots = about["slots"]

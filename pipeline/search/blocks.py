@@ -99,6 +99,7 @@ def measure_blocks(
         entry(call)[0],
         call_trial=any_trial.key,
         signatures={place: block.signature for place, block in blocks.items() if block},
+        measured_ns=workspace.store.measured_ns([trial.key for trial in found.values()]),
     )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from pipeline.stage import Stage, StageResult, Workspace, source_digest
 from pipeline.supernet.base import SuperNetwork, recalibrate, train_supernet
 from pipeline.training import logits_of, torch_threads
 from profiles.canonical import digest
+from profiles.demands import demand_trusted
 from profiles.errors import ModelError, UsageError
 from profiles.recipe import Recipe, Search
 from profiles.space import Genomes
@@ -65,6 +67,7 @@ def search(workspace: Workspace, recipe: Recipe, data: DataHandle, device: Devic
     Raises:
         UsageError: if the recipe has no search.
         StageError, DeviceError: as the stages say; what was done is kept.
+        TableError: if the table is not to be trusted, and the recipe does not say to do so.
     """
     settings = _settings(recipe)
     trained = supernet_stage(workspace, recipe, settings, data)
@@ -75,10 +78,12 @@ def search(workspace: Workspace, recipe: Recipe, data: DataHandle, device: Devic
     failures: list[str] = []
     accuracies: dict[tuple[int, ...], float] = {}
     for number in range(1, settings.rounds + 1):
+        _demand(ground, table)
         evolution = _round(ground, table, number, accuracies, candidates)
         found, failed = verify(ground, table, number, evolution, candidates)
         failures += failed
         if found:
+            _demand(ground, table, found[-1])
             table = _learn(table, candidates, found, number)
             candidates += found
     path = table_path(workspace, recipe, device, calibrated=True)
@@ -175,7 +180,7 @@ def _round(
             "number": number,
             "supernet": ground.supernet.key,
             "table": table.sha256,
-            "settings": settings.model_dump(mode="json", exclude={"measure"}),
+            "settings": settings.model_dump(mode="json", exclude={"measure", "trust_table"}),
             "measured": [candidate.genome for candidate in measured],
         },
         ("pymoo", "torch", "numpy"),
@@ -215,6 +220,24 @@ def _round(
     value = ground.workspace.run(stage, work).value
     accuracies.update({tuple(genome): found for genome, found in value["accuracies"]})
     return Evolution(np.array(value["genomes"], dtype=np.int64), np.array(value["scores"]))
+
+
+def _demand(ground: Ground, table: LatencyTable, measured: Candidate | None = None) -> None:
+    """Refuse a table that is stale, or that fails, unless the recipe trusts it.
+
+    Blocks that were measured once are not measured again, so that the device may have been updated
+    since: what it is now, the trial of a candidate says.  The first validation is of the blocks'
+    bare sum, which the calibration after it is there to mend: it is not held against the table.
+    """
+    if ground.settings.trust_table:
+        return
+    trials = ground.workspace.store.trials([measured.trial]) if measured else []
+    demand_trusted(
+        replace(table, validation=table.validation[1:]),
+        runtime_version=trials[0].runtime_version if trials else None,
+        device_build=trials[0].device_build if trials else None,
+        now_ns=time.time_ns(),
+    )
 
 
 def _learn(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.profiles.test_table import table
 from tests.projects import device_lab, environment, make_project, scripted_device
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -19,12 +20,16 @@ BLOCK = re.compile(r"```(sh|python)\n(.*?)```", flags=re.DOTALL)
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the pages take for granted: ``recipe.yaml``, and ``work``, where it ran on ``pi5``."""
+    """What the pages take for granted: ``recipe.yaml``, and ``work``, where it ran on ``pi5``.
+
+    And ``table.json``, a latency table of some ``pi5``.
+    """
     root = tmp_path_factory.mktemp("docs")
     made = make_project(root, variants=["fp32", "int8"], formats=["onnx"], devices=["pi5"])
     made.write_inventory(scripted_device(root / "device", id="pi5"))
     done = device_lab("run", made.recipe, "--workspace", root / "work", cwd=root)
     assert done.returncode == 0, done.stderr
+    table().save(root / "table.json")
     return root
 
 

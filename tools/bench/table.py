@@ -101,7 +101,7 @@ def run(rounds: int) -> dict[str, object]:
         rounds,
     )
     counts = {"fused": GENOMES, "gather": GATHERED, "loop": LOOPED}
-    each = {name: np.array(taken) / counts[name] for name, taken in seconds.items()}
+    each = {name: [one / counts[name] for one in taken] for name, taken in seconds.items()}
     speeds = {name: float(1 / np.median(taken)) for name, taken in each.items()}
     ratios = {name: compare(each[name], each["fused"]) for name in ("gather", "loop")}
     return {

@@ -1,4 +1,4 @@
-"""``table validate|diff|export``: a table's file checked, compared, and in other formats."""
+"""``table validate|diff|export|import``: tables checked, compared and converted."""
 
 from __future__ import annotations
 
@@ -90,20 +90,60 @@ def export(
 
     Example: device-lab table export work/tables/mymodel-pi5-onnx-1t.json table.parquet
     """
-    from profiles.errors import UsageError
     from profiles.once_for_all import blocks_of, write_yaml
     from profiles.table import LatencyTable
 
-    if to.suffix not in (".json", ".parquet", ".yaml"):
-        raise UsageError(f"{to}: unknown format", "end it with .json, .parquet or .yaml")
+    _demand_writable(to, (".json", ".parquet", ".yaml"))
     loaded = LatencyTable.load(table)
-    if not to.absolute().parent.is_dir():
-        raise UsageError(f"{to}: there is no folder {to.parent}", "make it first")
     if to.suffix == ".yaml":
         write_yaml(blocks_of(loaded), to)
     else:
         loaded.save(to)
     print_json({"table": str(to)}) if as_json else print(to)
+
+
+def import_(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help=".json, .parquet or .yaml.")],
+    to: Annotated[Path, typer.Argument(metavar="TABLE", help="To write: .json or .parquet.")],
+    like: Annotated[
+        Path | None,
+        typer.Option(help="A table with the key, the slots and the call that a .yaml lacks."),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="The device it must be of.")] = None,
+    runtime: Annotated[str | None, typer.Option(help="The runtime it must be of.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a table of a file in another format.
+
+    Once-for-all's YAML has latencies alone: name a table of the same device with --like.
+
+    Example: device-lab table import table.parquet table.json --device pi5
+    """
+    from profiles.demands import demand
+    from profiles.errors import UsageError
+    from profiles.once_for_all import read_table
+    from profiles.table import LatencyTable
+
+    _demand_writable(to, (".json", ".parquet"))
+    if (file.suffix == ".yaml") != (like is not None):
+        raise UsageError(
+            f"{file}: --like is for .yaml files, and they need it",
+            "a .json or .parquet file has all that a table has",
+        )
+    made = read_table(file, LatencyTable.load(like)) if like else LatencyTable.load(file)
+    demand(made, device=device, runtime=runtime)
+    made.save(to)
+    print_json({"table": str(to)}) if as_json else print(to)
+
+
+def _demand_writable(to: Path, endings: tuple[str, ...]) -> None:
+    from profiles.errors import UsageError
+
+    if to.suffix not in endings:
+        most = ", ".join(endings[:-1])
+        raise UsageError(f"{to}: unknown format", f"end it with {most} or {endings[-1]}")
+    if not to.absolute().parent.is_dir():
+        raise UsageError(f"{to}: there is no folder {to.parent}", "make it first")
 
 
 def _ratios(first: LatencyTable, second: LatencyTable) -> list[dict[str, Any]]:

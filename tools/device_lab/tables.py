@@ -114,3 +114,4 @@ def show(
 app.command("validate")(table_files.validate)
 app.command("diff")(table_files.diff)
 app.command("export")(table_files.export)
+app.command("import")(table_files.import_)
