@@ -61,19 +61,17 @@ def fit_light(space: SearchSpace, genomes: Genomes, values: Floats) -> Light:
     mean, scale = float(values.mean()), float(values.std()) or 1.0
     target = (values - mean) / scale
     alike = _alike(space, genomes, genomes)
-    best: tuple[float, float, Floats] | None = None
-    for share in _ADDITIVE_SHARES:
-        roots, vectors = np.linalg.eigh(_kernel(alike, share))
+    error, share, weights = np.inf, 1.0, np.zeros(len(target))
+    for tried in _ADDITIVE_SHARES:
+        roots, vectors = np.linalg.eigh(_kernel(alike, tried))
         turned = vectors.T @ target
         for noise in _NOISES:
             inverse = 1 / (np.maximum(roots, 0) + noise)
-            weights = vectors @ (inverse * turned)
-            left_out = weights / ((vectors**2) @ inverse)
-            error = float(np.sqrt(np.mean(left_out**2)))
-            if best is None or error < best[0]:
-                best = error, share, weights
-    assert best is not None
-    error, share, weights = best
+            found = vectors @ (inverse * turned)
+            left_out = found / ((vectors**2) @ inverse)
+            missed = float(np.sqrt(np.mean(left_out**2)))
+            if missed < error:
+                error, share, weights = missed, tried, found
     return Light(space, genomes, weights, mean, scale, share, error * scale)
 
 
