@@ -4,7 +4,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 # What the tests start besides Python: servers, shells, compilers, emulators.
-APT    := openssh-server busybox mksh toybox g++ g++-aarch64-linux-gnu qemu-user-static
+APT    := openssh-server busybox mksh toybox g++ g++-aarch64-linux-gnu qemu-user-static \
+          libssl-dev nlohmann-json3-dev
 
 .PHONY: env demo endpoints test test-board check clean
 

@@ -180,33 +180,61 @@ def _from_npz(path: Path, npz: NpzData, source: DataSource) -> Split:
     return _checked(str(path), Split(_normalise(x, source), y))
 
 
+def raw_examples(source: DataSource, count: int) -> NDArray[Any] | None:
+    """The first examples of the test split as their files hold them, before anything is done.
+
+    Returns:
+        In the files' own type and layout, those of a folder as bytes with channels last; ``None``
+        for a factory, whose examples come ready.
+    """
+    if source.npz:
+        with source.npz.test.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+            found: NDArray[Any] = arrays["x"][:count]
+        return found
+    if source.folder:
+        files = _image_files(source.folder.test)[:count]
+        return np.stack([_pixels(path, source.folder) for path in files])
+    return None
+
+
+def class_names(source: DataSource) -> list[str] | None:
+    """What the classes are called, by their numbers; ``None`` where the data do not tell.
+
+    Of folders from both splits: a class has one number, also where a split has no image of it.
+    """
+    if source.folder is None:
+        return None
+    both = (*_image_files(source.folder.train), *_image_files(source.folder.test))
+    return sorted({path.parent.name for path in both})
+
+
 def _image_files(root: Path) -> list[Path]:
     return sorted(p for p in root.glob("*/*") if p.suffix.lower() in _IMAGE_SUFFIXES)
 
 
 def _from_folder(root: Path, folder: FolderData, source: DataSource) -> Split:
-    from PIL import Image, UnidentifiedImageError
-
     files = _image_files(root)
     if not files:
         raise DataError(
             f"{root} has no images",
             f"expected one folder per class with {', '.join(_IMAGE_SUFFIXES)}",
         )
-    # From both splits: a class has one number, also where a split has no image of it.
-    everything = (*_image_files(folder.train), *_image_files(folder.test))
-    classes = sorted({path.parent.name for path in everything})
-    height, width = folder.size
-    images = []
-    for path in files:
-        try:
-            with Image.open(path) as image:
-                images.append(np.asarray(image.convert("RGB").resize((width, height))))
-        except (OSError, UnidentifiedImageError) as error:
-            raise DataError(f"{path} cannot be read as an image: {error}") from error
-    x = np.stack(images).transpose(0, 3, 1, 2)
+    classes = class_names(source) or []
+    x = np.stack([_pixels(path, folder) for path in files]).transpose(0, 3, 1, 2)
     y = np.array([classes.index(path.parent.name) for path in files], dtype=np.int64)
     return _checked(str(root), Split(_normalise(x, source), y))
+
+
+def _pixels(path: Path, folder: FolderData) -> NDArray[np.uint8]:
+    """An image of shape ``(height, width, 3)``."""
+    from PIL import Image, UnidentifiedImageError
+
+    height, width = folder.size
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB").resize((width, height)))
+    except (OSError, UnidentifiedImageError) as error:
+        raise DataError(f"{path} cannot be read as an image: {error}") from error
 
 
 def _normalise(x: NDArray[Any], source: DataSource) -> Images:

@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from devices.inventory import Device
 from pipeline.bench import pick_devices
+from pipeline.bundle.facts import facts
 from pipeline.campaign import Subject, condition_of, input_file, measure
 from pipeline.compress.variants import Compressed, Job, compress, original
 from pipeline.data import DataHandle
@@ -71,6 +72,7 @@ class RunSummary:
         failures: what did not work.
         notes: what was decided for a variant, and why; what to keep in mind of how it was made.
         lowered: what exporting recorded of each artifact: batch, opset, where operators run.
+        facts: what bundles say beside what the store knows, see :mod:`pipeline.bundle.facts`.
     """
 
     name: str
@@ -81,6 +83,7 @@ class RunSummary:
     failures: tuple[Failure, ...]
     notes: tuple[Note, ...] = ()
     lowered: tuple[dict[str, Any], ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 def run(
@@ -136,6 +139,13 @@ def run(
                 for text in item.details.get("notes", ())
             ),
             lowered=tuple({**told(item.artifact), "device": item.device} for item in checked),
+            facts=facts(
+                workspace,
+                recipe,
+                data,
+                [*bench.measured, bench.searched],
+                _agreeing(checked, found),
+            ),
         )
         _write_summary(workspace, summary)
     return summary
@@ -337,6 +347,14 @@ def _search(
         return None
     failures += [Failure("search", "candidate", reason) for reason in result.failures]
     return result_to_json(result)
+
+
+def _agreeing(checked: Sequence[Checked], found: dict[str, Any] | None) -> set[str]:
+    """The sha256 of every artifact of a run that agrees with its reference."""
+    passed = {item.artifact.sha256 for item in checked if item.parity.passed}
+    return passed | {
+        candidate["artifact_sha256"] for candidate in (found or {}).get("candidates", ())
+    }
 
 
 def _own_measurements(

@@ -43,7 +43,7 @@ class Training(Config):
 
 
 class Distil(Config):
-    """Learn from the uncompressed model's outputs too, in any fine-tuning.
+    """Learn from another model's outputs too, the uncompressed one's, in any fine-tuning.
 
     Args:
         loss: ``kl`` (Hinton et al., "Distilling the Knowledge in a Neural Network", 2015), or
@@ -52,6 +52,7 @@ class Distil(Config):
         weight: of this loss beside cross-entropy's ``1 - weight``.
         features: weight of the mean squared error between both models' features.
         at: modules whose outputs are those features, paths in the exported module.
+        teacher: a variant that this one came of, to learn from instead: one that was trained on.
     """
 
     loss: Literal["kl", "bd-kd"] = "kl"
@@ -59,6 +60,7 @@ class Distil(Config):
     weight: Annotated[float, Field(ge=0, le=1)] = 0.9
     features: Annotated[float, Field(ge=0)] = 0.0
     at: tuple[str, ...] = ()
+    teacher: Name | None = None
 
     @model_validator(mode="after")
     def _features_somewhere(self) -> Distil:
@@ -322,7 +324,7 @@ QUANTIZING = ("int8", "weight-only")
 
 
 def check_chain(variants: Sequence[Method]) -> None:
-    """See that variants have names of their own, and that each starts from one named before it.
+    """See that variants have names of their own, and come of those that they name.
 
     Raises:
         ValueError: if not.
@@ -332,6 +334,7 @@ def check_chain(variants: Sequence[Method]) -> None:
     if not names or twice:
         raise ValueError(f"names must differ: {', '.join(twice)}" if twice else "name one")
     known: dict[str, str] = {}
+    lines: dict[str | None, frozenset[str]] = {None: frozenset()}
     for variant in variants:
         if variant.after is not None and variant.after not in known:
             raise ValueError(f"{variant.name}: from: no variant {variant.after!r} before it")
@@ -339,4 +342,11 @@ def check_chain(variants: Sequence[Method]) -> None:
             raise ValueError(
                 f"{variant.name}: from: {variant.after} is quantized, which comes last in a chain"
             )
+        distil: Distil | None = getattr(variant, "distil", None)
+        line = lines[variant.after]
+        if distil is not None and distil.teacher is not None and distil.teacher not in line:
+            raise ValueError(
+                f"{variant.name}: distil.teacher: it does not come of {distil.teacher!r} by from"
+            )
         known[variant.name] = getattr(variant, "method", "")
+        lines[variant.name] = line | {variant.name}

@@ -12,6 +12,7 @@
     ├── StoreError                 the store of measurements cannot be used       exit 1
     │   └── StaleFence             a result of a lease that is over is rejected
     ├── TableError                 a latency table does not answer the question   exit 1
+    │   └── TableFileError         a file is no latency table, or a damaged one   exit 2
     └── DeviceError                something on or before a device failed         exit 1
         ├── DeviceUnreachable      no connection                                 retryable
         ├── ConnectionLost         the peer went away in mid command             retryable
@@ -123,6 +124,12 @@ class StaleFence(StoreError):
 
 class TableError(EdgeError):
     """A latency table does not answer the question asked."""
+
+
+class TableFileError(TableError):
+    """A file is no latency table, is damaged, or is not of what it is asked to be of."""
+
+    exit_code = UsageError.exit_code
 
 
 class DeviceError(EdgeError):

@@ -198,6 +198,8 @@ class Agreement:
         mape: mean absolute percentage error, as a fraction.
         within_5_percent, within_10_percent: share of networks predicted that closely.
         spearman, kendall: rank correlations; ``None`` with fewer than three networks.
+        interval_coverage: share of the networks with an interval that lie in theirs; ``None``
+            where there were no intervals.
     """
 
     population: str
@@ -207,10 +209,21 @@ class Agreement:
     within_10_percent: float
     spearman: float | None
     kendall: float | None
+    interval_coverage: float | None = None
 
 
-def agreement(predicted: ArrayLike, measured: ArrayLike, population: str) -> Agreement:
+def agreement(
+    predicted: ArrayLike,
+    measured: ArrayLike,
+    population: str,
+    half_width: ArrayLike | None = None,
+) -> Agreement:
     """Compare predictions with measurements of the same networks.
+
+    Args:
+        predicted, measured: shape ``(n,)``, in the same unit.
+        population: in words, where the networks come from.
+        half_width: half of each prediction's interval, same shape; NaN where it has none.
 
     Raises:
         ValueError: if the lengths differ, there is none, a measured value is not positive, or
@@ -233,4 +246,11 @@ def agreement(predicted: ArrayLike, measured: ArrayLike, population: str) -> Agr
         within_10_percent=float(np.mean(error <= 0.10)),
         spearman=float(spearmanr(guess, truth).statistic) if ranked else None,
         kendall=float(kendalltau(guess, truth).statistic) if ranked else None,
+        interval_coverage=_coverage(np.abs(guess - truth), half_width),
     )
+
+
+def _coverage(distance: ArrayLike, half_width: ArrayLike | None) -> float | None:
+    reach = np.asarray(np.nan if half_width is None else half_width, dtype=np.float64)
+    known = np.broadcast_to(~np.isnan(reach), np.shape(distance))
+    return float(np.mean((distance <= reach)[known])) if known.any() else None

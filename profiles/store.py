@@ -216,13 +216,17 @@ class Store:
             rows = session.scalars(query if keys is None else query.where(TrialRow.key.in_(keys)))
             return [_trial(row) for row in rows]
 
+    def artifacts(self) -> list[ArtifactRow]:
+        """What is recorded of every artifact, under each of its names."""
+        with Session(self._engine) as session:
+            return list(session.scalars(select(ArtifactRow)))
+
     def measurements(self, keys: Sequence[str] | None = None) -> list[Measurement]:
         """What the trials with these keys, or all, say; one for each model, variant and latency.
 
         An artifact that failed parity is listed too, as ``refused`` and without a latency.
         """
-        with Session(self._engine) as session:
-            artifacts = list(session.scalars(select(ArtifactRow)))
+        artifacts = self.artifacts()
         by_sha: dict[str, list[Siblings]] = {}
         for group in siblings(self.trials(keys)):
             sha256 = next(iter(group.values())).artifact_sha256

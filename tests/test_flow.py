@@ -36,6 +36,7 @@ STAGES = (
     "measure: connecting",  # the first round's candidates
     "search-round ...",
     "measure: connecting",  # the second's
+    "vectors ...",
 )
 
 

@@ -38,6 +38,7 @@ from torchao.quantization.pt2e.quantizer import SharedQuantizationSpec as Shared
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY as KEY
 from torchao.quantization.pt2e.utils import _fuse_linear_bn_
 
+from pipeline.compress.padding import pad_depthwise
 from pipeline.compress.rewrite import decompose_hard_activations, pool_by_window
 from pipeline.compress.units import (
     CLAMPS,
@@ -104,7 +105,7 @@ class OrtQuantizer(UnitQuantizer):
 
         Batch norms are folded into linear layers, hard activations written out.  Global pooling
         becomes pooling by a window, because it is otherwise exported as ``ReduceMean``, which has
-        no integer kernel.
+        no integer kernel.  Channels of depthwise convolutions are padded, see ``padding.py``.
 
         Args:
             model: after NNCF folded batch norms into convolutions; changed in place.
@@ -122,7 +123,9 @@ class OrtQuantizer(UnitQuantizer):
             decompose_hard_activations(
                 model, lambda node: node.args[0] in layers and not self._kept.holds(node)
             )
-        return pool_by_window(model)
+        pool_by_window(model)
+        pad_depthwise(model, self._layers(model))
+        return model
 
     def annotate(self, model: GraphModule) -> GraphModule:
         """Write a quantization annotation into the ``meta`` of every node that will fuse.

@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 #: What each runtime's quantizer may be told instead of its defaults, by a name for people: keyword
 #: arguments of :func:`quantizer_for`.  A device's measurements decide (``precision: measured``).
 ALTERNATIVES: Mapping[ArtifactFormat, Mapping[str, Mapping[str, Any]]] = {
-    "executorch": {"hardswish integer": {"swish": "integer"}},
+    "executorch": {
+        "hardswish integer": {"swish": "integer"},
+        "large depthwise integer": {"deep": "integer"},
+    },
     "onnx": {
         "hardswish float": {"swish": "float"},
         "integer from the start": {"start": "integer"},
@@ -54,9 +57,9 @@ def quantizer_for(format_: ArtifactFormat, *, keep: Collection[str] = (), **choi
     from pipeline.compress.xnnpack_quantizer import XnnpackQuantizer
 
     # ExecuTorch computes hardswish in FP32 within its delegate; LiteRT makes an INT8 operator of
-    # it that is outside.
-    swish = "float" if format_ == "executorch" else "integer"
-    return XnnpackQuantizer(keep=keep, **{"swish": swish, **choices})
+    # it that is outside, and has fast integer kernels for large depthwise convolutions.
+    own = {"swish": "float", "deep": "float"} if format_ == "executorch" else {}
+    return XnnpackQuantizer(keep=keep, **{**own, **choices})
 
 
 def quantize(

@@ -18,11 +18,13 @@ Source of both functions: Howard et al., Searching for MobileNetV3, 2019, sectio
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
+
+from pipeline.compress.units import tensor_of
 
 _aten = torch.ops.aten
 _LAYERS = {
@@ -108,7 +110,7 @@ def _write_out_swish(module: GraphModule, node: Node) -> Node:
     _scale(module, layer, 1 / _ROOT, 0.0)
     with module.graph.inserting_before(node):
         # A tensor, not a number: quantizers annotate what is a node.
-        half = _constant(module, layer, "_half", torch.tensor(3 / _ROOT))
+        half = constant(module, layer, "_half", torch.tensor(3 / _ROOT))
         raised = _call(node, _aten.add.Tensor, layer, half)
         gate = _call(node, _aten.clamp.default, raised, 0.0, _ROOT)
         return _replace(node, _call(node, _aten.mul.Tensor, layer, gate))
@@ -131,27 +133,28 @@ def _is_own_layer(source: object) -> bool:
 def _scale(module: GraphModule, layer: Node, factor: float, offset: float) -> None:
     """Let a layer give ``factor * x + offset`` instead of ``x``, with parameters of its own."""
     _, weight, bias, *rest = [*layer.args, None][: max(3, len(layer.args))]
-    weights = _tensor(module, weight)
+    weights = tensor_of(module, weight)
     shift = torch.full((len(weights),), offset, dtype=weights.dtype)
     if bias is not None:
-        shift = shift + factor * _tensor(module, bias)
+        shift = shift + factor * tensor_of(module, bias)
     with module.graph.inserting_before(layer):
-        scaled = _constant(module, layer, "_weight", factor * weights)
-        moved = _constant(module, layer, "_bias", shift) if bias is not None or offset else None
+        scaled = constant(module, layer, "_weight", factor * weights)
+        moved = constant(module, layer, "_bias", shift) if bias is not None or offset else None
     layer.args = (layer.args[0], scaled, moved, *rest)
     for before in (weight, bias):
         if isinstance(before, Node) and not before.users:
             module.graph.erase_node(before)
 
 
-def _tensor(module: GraphModule, node: Any) -> torch.Tensor:
-    owner, _, name = str(node.target).rpartition(".")
-    value: torch.Tensor = getattr(module.get_submodule(owner), name)
-    return value.detach()
+def constant(module: GraphModule, layer: Node, suffix: str, value: torch.Tensor) -> Node:
+    """Make a buffer of the module, and the node that reads it, where nodes are inserted now.
 
-
-def _constant(module: GraphModule, layer: Node, suffix: str, value: torch.Tensor) -> Node:
-    """A buffer of the module, and the node that reads it."""
+    Args:
+        module: gets the buffer.
+        layer: what it is for; the buffer's name begins with this node's.
+        suffix: how the name ends.
+        value: of the buffer.
+    """
     name = f"{layer.name}{suffix}"
     module.register_buffer(name, value)
     node = module.graph.get_attr(name)
@@ -159,6 +162,13 @@ def _constant(module: GraphModule, layer: Node, suffix: str, value: torch.Tensor
     mode = layer.meta["val"].fake_mode
     node.meta = {**layer.meta, "val": mode.from_tensor(value, static_shapes=True)}
     return node
+
+
+def update_shape(node: Node, shape: Sequence[Any]) -> None:
+    """Note that a node's value has another shape now."""
+    value = node.meta["val"]
+    with value.fake_mode:
+        node.meta["val"] = value.new_empty(shape)
 
 
 def _call(like: Node, operator: Any, *arguments: Any) -> Node:

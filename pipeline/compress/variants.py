@@ -21,7 +21,7 @@ from pipeline.export import PACKAGES as EXPORT_PACKAGES
 from pipeline.model import PROGRAM, REFERENCE, TRAINABLE
 from pipeline.stage import Stage, StageResult, Workspace, package_versions
 from profiles.canonical import file_sha256
-from profiles.compression import Budget, Method
+from profiles.compression import Budget, Distil, Method
 from profiles.errors import StageError, UsageError
 from profiles.recipe import Recipe
 from profiles.records import ArtifactFormat
@@ -40,6 +40,7 @@ class Compressed:
         trainable: the same of open batch size, for methods that follow; ``None`` once quantized.
         details: what the compression recorded.
         device: the one device it was made for; ``None`` for all.
+        line: by name, the ``trainable`` of each variant that it came of, its own included.
     """
 
     variant: str
@@ -50,6 +51,7 @@ class Compressed:
     trainable: Path | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
     device: str | None = None
+    line: Mapping[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,11 +138,12 @@ def on_floats(job: Job, settings: Method, base: Compressed, implementation: str)
             "let it take any batch size: no sizes of its input as constants in forward",
         )
     budget = asks_a_device(settings)
+    teacher = teacher_of(job, settings, base)
     stage = Stage(
         settings.method,  # type: ignore[attr-defined]
         {
             "program": file_sha256(base.trainable),
-            "teacher": file_sha256(job.model.folder / TRAINABLE),
+            "teacher": file_sha256(teacher),
             "settings": settings.model_dump(mode="json", exclude={"name", "after"}),
             "data": job.data.key,
             "samples": job.data.calibration_size,
@@ -156,7 +159,7 @@ def on_floats(job: Job, settings: Method, base: Compressed, implementation: str)
         from pipeline.programs import load_program, save_program
         from pipeline.training import torch_threads
 
-        bench = workbench(job, stage, budget)
+        bench = workbench(job, stage, teacher, budget)
         apply = importlib.import_module(implementation).apply
         # Sums, and so what is decided by them, do not depend on the number of cores.
         with torch_threads(1):
@@ -178,10 +181,28 @@ def on_floats(job: Job, settings: Method, base: Compressed, implementation: str)
         result.folder / REFERENCE,
         result.folder / TRAINABLE,
         record_of(settings, base, result.value),
+        line={**base.line, settings.name: result.folder / TRAINABLE},
     )
 
 
-def workbench(job: Job, stage: Stage, budget: Budget | None = None) -> Any:
+def teacher_of(job: Job, settings: Method, base: Compressed) -> Path:
+    """The program of open batch size that a method's distillation learns from.
+
+    Raises:
+        UsageError: if it names a variant that is none of those it came of.
+    """
+    distil: Distil | None = getattr(settings, "distil", None)
+    if distil is None or distil.teacher is None:
+        return job.model.folder / TRAINABLE
+    if distil.teacher not in base.line:
+        raise UsageError(
+            f"{settings.name}: distil.teacher: it does not come of {distil.teacher}",
+            "name a variant that it comes of by from, or none for the uncompressed model",
+        )
+    return base.line[distil.teacher]
+
+
+def workbench(job: Job, stage: Stage, teacher: Path, budget: Budget | None = None) -> Any:
     """A :class:`pipeline.compress.workbench.Workbench` for one stage."""
     from pipeline.compress.workbench import Workbench
 
@@ -190,7 +211,7 @@ def workbench(job: Job, stage: Stage, budget: Budget | None = None) -> Any:
         train,
         validation,
         job.data.arrays.calibration(),
-        job.model.folder / TRAINABLE,
+        teacher,
         job.workspace.checkpoint(stage),
         job.workspace.progress,
     )

@@ -53,7 +53,7 @@ class Workbench:
         train: examples to fine-tune with.
         validation: examples to judge choices by; a part of the train split that ``train`` has not.
         calibration: inputs, shape ``(n, channels, height, width)``.
-        teacher_program: the uncompressed model's program of open batch size.
+        teacher_program: of open batch size, the uncompressed model's or what a recipe names.
         checkpoint: where a fine-tuning keeps what it must not lose.
         progress: told what goes on.
         gauge: of the device and runtime that a measured budget names; ``None`` without one.
@@ -69,7 +69,7 @@ class Workbench:
 
     @cached_property
     def teacher(self) -> nn.Module:
-        """The uncompressed model, for any batch size."""
+        """What distillation learns from, for any batch size."""
         return module_of(load_program(self.teacher_program))
 
     @property
@@ -97,7 +97,7 @@ class Workbench:
         callbacks: Sequence[Callback] = (),
         stage: str = "",
     ) -> dict[str, Any]:
-        """Train on the labels, and on the uncompressed model's outputs if asked for.
+        """Train on the labels, and on the teacher's outputs if asked for.
 
         Where single weights of a layer are zero already, they stay zero, whatever came before and
         whatever trains: unless a callback decides which of this layer's weights are.

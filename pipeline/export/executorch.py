@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from executorch.exir import to_edge_transform_and_lower
 
+from pipeline.export.attention import write_out_attention
 from pipeline.export.batch import any_size
 from pipeline.export.partitioners import partitioner_for
 from pipeline.export.placement import Operator, macs_of, module_of, placement
@@ -36,7 +37,7 @@ def write(
     methods = {ENTRY: json.dumps(about, sort_keys=True)} if about else None
     with any_size():
         edge = to_edge_transform_and_lower(
-            program,
+            write_out_attention(program),
             partitioner=[partitioner] if partitioner else None,
             constant_methods=methods,
         )

@@ -90,7 +90,9 @@ def measure_blocks(
         trial = found[block.signature]
         return summary_of(trial), trial.key
 
-    settings_seen = {(t.runtime_version, t.condition, t.transport) for t in found.values()}
+    settings_seen = {
+        (t.runtime_version, t.condition, t.transport, t.device_build) for t in found.values()
+    }
     if len(settings_seen) > 1:
         raise StageError(
             "the blocks were measured under different settings (runtime version, governor...)",
@@ -105,9 +107,18 @@ def measure_blocks(
         dtype="float32",
         condition=any_trial.condition,
         emulated=any_trial.emulated,
+        device_build=any_trial.device_build,
+        delegates=any_trial.delegates,
     )
     entries = {place: entry(block) for place, block in blocks.items()}
-    return build_table(key, network.space, entries, entry(call)[0])
+    return build_table(
+        key,
+        network.space,
+        entries,
+        entry(call)[0],
+        call_trial=any_trial.key,
+        signatures={place: block.signature for place, block in blocks.items() if block},
+    )
 
 
 def _accepted(trial: Trial, device: Device) -> Trial:

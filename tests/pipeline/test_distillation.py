@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -12,9 +14,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pipeline.compress.distillation import Distillation, balance, divergence
+from pipeline.compress.variants import Compressed, teacher_of
 from pipeline.data import Split
 from pipeline.training import optimise
-from profiles.compression import Distil, Training
+from profiles.compression import Distil, Training, Tuned
 from profiles.errors import UsageError
 
 Loss = Literal["kl", "bd-kd"]
@@ -230,3 +233,19 @@ def test_a_module_that_only_the_student_has_is_named(teacher: nn.Module):
     student.body.append(nn.Identity())
     with pytest.raises(UsageError, match=r"distil\.at: the teacher has no module body\.2"):
         distilled(student, teacher, Distil(features=1.0, at=("body.2",)))
+
+
+def test_the_teacher_is_the_uncompressed_model_or_the_variant_that_is_named():
+    job: Any = SimpleNamespace(model=SimpleNamespace(folder=Path("model")))
+    base = Compressed(
+        "short", "onnx", Path("p"), "float32", Path("r"), line={"tuned": Path("tuned/t.pt2")}
+    )
+
+    def taught_by(name: str | None) -> Path:
+        asked = Tuned(name="x", method="finetune", distil=Distil(teacher=name))
+        return teacher_of(job, asked, base)
+
+    assert taught_by(None) == Path("model/trainable.pt2")
+    assert taught_by("tuned") == Path("tuned/t.pt2")
+    with pytest.raises(UsageError, match=r"^x: distil\.teacher: it does not come of other"):
+        taught_by("other")

@@ -113,10 +113,26 @@ def test_a_chain_starts_each_variant_from_the_one_it_names():
             [{"method": "int8", "from": "int8"}],
             "variants: int8: from: no variant 'int8' before it",
         ),
+        (
+            [
+                {"name": "tuned", "method": "finetune"},
+                {"method": "sparse", "train": {}, "distil": {"teacher": "tuned"}},
+            ],
+            "variants: sparse: distil.teacher: it does not come of 'tuned' by from",
+        ),
     ],
 )
 def test_a_broken_chain_is_one_line(given: list[Any], problem: str):
     assert problems(*given) == (problem,)
+
+
+def test_a_teacher_is_what_a_variant_came_of_however_long_ago():
+    *_, last = variants(
+        {"name": "tuned", "method": "finetune"},
+        {"name": "short", "method": "remove-layers", "from": "tuned"},
+        {"method": "sparse", "from": "short", "train": {}, "distil": {"teacher": "tuned"}},
+    )
+    assert last.distil.teacher == "tuned"
 
 
 TRAIN: dict[str, Any] = {"epochs": 1}

@@ -69,7 +69,9 @@ def test_the_drawing_says_the_exit_codes():
 
 def test_wrong_input_exits_with_2_and_everything_else_with_1():
     for found in all_classes().values():
-        assert found.exit_code == (2 if issubclass(found, UsageError) else 1)
+        assert found.exit_code == (
+            2 if issubclass(found, UsageError | errors.TableFileError) else 1
+        )
 
 
 def test_only_device_errors_may_pass_by_themselves():

@@ -71,6 +71,12 @@ def table(**without: object) -> LatencyTable:
     return build_table(KEY, SPACE, entries, summary(CALL_NS))
 
 
+ENTRIES = {
+    place: None if ns is None else (summary(ns), f"trial{place}")
+    for place, ns in LATENCY_NS.items()
+}
+
+
 def test_a_network_costs_its_blocks_less_all_calls_but_one():
     assert table().sum_ns([0, 1, 2, 0]).tolist() == [5000 + 7000 + 4000 + 1500 - 3 * 1000]
 
@@ -197,6 +203,10 @@ def test_an_interval_that_is_unknown_stays_unknown(tmp_path: Path):
     assert entry.half_width_ns is None
 
 
+VALUE = ("costs", "latency_ns", "value")
+SHARED = ("costs", "latency_ns", "shared", "value")
+
+
 def damaged(path: Path, change: object) -> None:
     content = json.loads(path.read_text())
     change(content)  # type: ignore[operator]
@@ -216,15 +226,15 @@ def _set(*keys: object, value: object):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (_set("format", value=2), "format 2, this edgeloop reads 1"),
-        (_set("latency_ns", 0, 0, value=0), "zero or less"),
-        (_set("latency_ns", 1, 0, value=-5.0), "zero or less"),
-        (_set("call_ns", value=0), "zero or less"),
-        (_set("call_ns", value=float("inf")), "zero or less"),
+        (_set("format", value=3), "format 3, this edgeloop reads 1 to 2"),
+        (_set(*VALUE, 0, 0, value=0), "zero or less"),
+        (_set(*VALUE, 1, 0, value=-5.0), "b1/small of latency_ns is -5: zero or less"),
+        (_set(*SHARED, value=0), "zero or less"),
+        (_set(*SHARED, value=float("inf")), "Infinity stands where a number must"),
         (lambda content: content.pop("key"), "is no latency table"),
         (lambda content: content.pop("slots"), "is no latency table"),
-        (_set("latency_ns", 0, 0, value="fast"), "is no latency table"),
-        (_set("latency_ns", value=[[1.0], [2.0]]), "table"),
+        (_set(*VALUE, 0, 0, value="fast"), "is no latency table"),
+        (_set(*VALUE, value=[[1.0], [2.0]]), "table"),
         (_set("slots", 1, "choices", value=["small", "large", "huge", "vast"]), "table"),
         (_set("key", "condition", value={"cores": 4}), "is no latency table"),
     ],
@@ -342,7 +352,8 @@ def test_the_digest_follows_everything_the_numbers_depend_on():
         replace(made, key=replace(KEY, runtime_version="1.32.0")),
         replace(made, key=replace(KEY, condition=Condition(threads=4))),
         replace(made, key=replace(KEY, emulated=True)),
-        replace(made, call_ns=made.call_ns + 1),
+        replace(made, key=replace(KEY, device_build="1")),
+        build_table(KEY, SPACE, ENTRIES, summary(CALL_NS + 1)),
         made.calibrated([[0, 0, 0, 0]], [9000]),
         table(missing=(2, 2)),
     ]

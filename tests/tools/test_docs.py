@@ -1,4 +1,4 @@
-"""What the README says exists: commands, options, make targets; and the other way round."""
+"""What README and docs say exists: commands, options, make targets; and the other way round."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import typer
 from tools.device_lab import app
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
-SHELL = "".join(re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL))
+PAGES = [path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))]
+SHELL = "".join(re.findall(r"```sh\n(.*?)```", "".join(PAGES), flags=re.DOTALL))
 
 
 def commands(

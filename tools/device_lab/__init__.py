@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from profiles.errors import EdgeError
-from tools.device_lab import compare, devices, looking, profiling, running, stages, tables
+from tools.device_lab import bundles, compare, devices, looking, profiling, running, stages, tables
 from tools.device_lab.output import complain
 
 app = typer.Typer(
@@ -56,6 +56,7 @@ app.command("results")(looking.results)
 app.command("report")(looking.report)
 app.add_typer(devices.app, name="devices")
 app.add_typer(tables.app, name="table")
+app.add_typer(bundles.app, name="bundle")
 
 
 def main() -> None:

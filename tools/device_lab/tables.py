@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tools.device_lab import table_files
 from tools.device_lab.output import print_json, print_table, progress
 from tools.device_lab.running import AsJson, Overrides, RecipeFile, WorkspaceFolder
 
@@ -76,3 +77,8 @@ def show(
             f"{found.population}: n {found.n}, MAPE {found.mape:.1%},"
             f" within 10 % {found.within_10_percent:.0%}"
         )
+
+
+app.command("validate")(table_files.validate)
+app.command("diff")(table_files.diff)
+app.command("export")(table_files.export)

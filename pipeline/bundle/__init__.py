@@ -1,0 +1,1 @@
+"""Bundles: chosen artifacts with what an app must know of them, signed, in one file."""

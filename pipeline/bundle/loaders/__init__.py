@@ -1,0 +1,1 @@
+"""Loaders of bundles, for apps to take with them: Python, C++, Kotlin and Swift."""
