@@ -14,7 +14,7 @@ from pipeline.stage import Workspace
 from pipeline.supernet.base import Block
 from profiles.recipe import Search
 from profiles.store import Store
-from profiles.table import SearchSpace, Slot
+from profiles.space import SearchSpace, Slot
 from tests.pipeline.scripted import Bench, bench, settings, watch
 
 
