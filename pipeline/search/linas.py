@@ -3,7 +3,7 @@
 ::
 
     record = linas(space, measure, LinasPlan(budget=200))
-    record.front()                       # indices of measured networks, none of them predicted
+    record.front().rows                  # indices of measured networks, none of them predicted
 
 Source: Cummings et al., "A Hardware-Aware Framework for Accelerating Neural Architecture Search
 Across Modalities" (LINAS), 2022, https://arxiv.org/abs/2205.10358.
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.search.goals import front
 from pipeline.search.light import Light, fit_light
 from pipeline.search.nsga2 import Nsga2, Scores, keys, ranks
 from pipeline.search.record import Measured, Record, Round
@@ -25,12 +26,14 @@ from profiles.space import Genomes, SearchSpace
 
 Floats = NDArray[np.float64]
 
-#: Measures a matrix of genomes; less is better; NaN for what failed.
+#: Measures a matrix of genomes; NaN for what failed.
 Measure = Callable[[Genomes], Measured]
 #: What is known of genomes without measuring (MACs, parameters): ``(n, slots)`` to ``(n, k)``.
 Free = Callable[[Genomes], Floats]
-#: Share of a round that is picked for being unlike what was measured.
-_UNLIKE = 0.2
+#: What measured columns ``(n, k)`` come to; see :meth:`pipeline.search.goals.Goals.of_columns`.
+Judge = Callable[[Floats], Scores]
+#: A candidate is hoped to be better than predicted by this share of the predictor's error.
+_HOPE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +78,15 @@ def linas(
     before: Record | None = None,
     pool: Genomes | None = None,
     free: Free | None = None,
+    score: Judge = Scores.of,
     progress: Callable[[Record], None] = lambda record: None,
 ) -> Record:
     """Run the loop until the budget, the space or the disagreement ends.
 
     Args:
         space: to search.
-        measure: called with networks that were not measured before.
+        measure: called with networks that were not measured before.  Where it raises, each of
+            them is measured alone, and one that fails again is recorded with the reason.
         plan: how long, and the seed.
         before: what an interrupted search had measured: it is not measured again, and the search
             comes to where it would have come.
@@ -89,6 +94,8 @@ def linas(
         free: statistics that cost nothing; what is learned of error is then learned beyond
             a straight line in their logarithms.  Source of the idea: Dai et al., "FBNetV3", CVPR
             2021, section 3.2 (which pre-trains on them instead).
+        score: objectives and limits over what is measured; by default every column is an
+            objective, and there are no limits.
         progress: told after each round; the place to save the record.
 
     Returns:
@@ -105,16 +112,39 @@ def linas(
             guess = None
         else:
             wanted = min(plan.batch, plan.budget - len(record.genomes))
-            batch, guess = _propose(space, record, plan, wanted, pool, free, random)
+            batch, guess = _propose(space, record, plan, wanted, pool, free, score, random)
         if not len(batch):
             break
-        found = known.recall(batch, measure)
+        found = known.recall(batch, lambda genomes: _measured(genomes, measure))
         record = record.followed_by(batch, found, Round(number, len(batch), _agrees(guess, found)))
         progress(record)
         if plan.stop_when_agreed and record.rounds[-1].agrees:
             break
         number += 1
     return record
+
+
+def _measured(genomes: Genomes, measure: Measure) -> Measured:
+    """Measure; what raises does not end the search."""
+    try:
+        return measure(genomes)
+    # It is the user's code, and hours of measurements are behind it.
+    except Exception as error:
+        if len(genomes) > 1:
+            each = [_measured(genome[None], measure) for genome in genomes]
+            columns = max(found.values.shape[1] for found in each)
+            return Measured(
+                np.vstack([_widened(found.values, columns) for found in each]),
+                np.vstack([_widened(found.half_widths, columns) for found in each]),
+                tuple(words for found in each for words in found.why),
+            )
+        nothing = np.full((1, 1), np.nan)
+        return Measured(nothing, nothing, (f"{type(error).__name__}: {error}",))
+
+
+def _widened(values: Floats, columns: int) -> Floats:
+    """Of a failure the number of objectives is not known: unknown in as many as the others."""
+    return values if values.shape[1] == columns else np.full((len(values), columns), np.nan)
 
 
 def _first(
@@ -133,72 +163,92 @@ def _propose(
     count: int,
     pool: Genomes | None,
     free: Free | None,
+    score: Judge,
     random: np.random.Generator,
 ) -> tuple[Genomes, Floats | None]:
     """What to measure next, and what is predicted for it."""
-    works = np.isfinite(record.values).all(axis=1)
-    if not works.any():
+    works = np.flatnonzero(np.isfinite(record.values).all(axis=1))
+    if not len(works):
         return _unmeasured(_first(space, pool, 8 * count, random), record)[:count], None
-    predictors = _fit(space, record, works, free)
+    measured = record.values[works]
+    learned = [
+        fit_light(space, record.genomes[works], column)
+        if free is None
+        else _beyond_free(space, record.genomes[works], column, free)
+        for column in measured.T
+    ]
 
     def predict(genomes: Genomes) -> Floats:
-        return np.column_stack([predictor(genomes) for predictor in predictors])
+        return np.column_stack([each.predict(genomes) for each in learned])
 
     if pool is None:
-        start = record.genomes[works][ranks(Scores.of(record.values[works])) == 0]
+
+        def judge(genomes: Genomes) -> Scores:
+            return score(predict(genomes))
+
         inner = Nsga2.begin(
             space,
-            lambda genomes: Scores.of(predict(genomes)),
+            judge,
             size=plan.size,
             seed=int(random.integers(2**63)),
-            start=start[: plan.size],
+            start=record.genomes[record.front(score).rows][: plan.size],
         )
-        inner.run(lambda genomes: Scores.of(predict(genomes)), plan.inner)
-        candidates, predicted = inner.genomes, inner.scores.values
+        inner.run(judge, plan.inner)
+        candidates = inner.genomes
     else:
-        candidates, predicted = pool, predict(pool)
-    new = ~np.isin(keys(candidates), keys(record.genomes))
-    candidates, predicted = candidates[new], predicted[new]
-    picks = pick(candidates, predicted, record, works, count)
+        candidates = pool
+    candidates = _unmeasured(candidates, record)
+    predicted = predict(candidates)
+    hoped = predicted - _HOPE * np.array([each.error for each in learned])
+    picks = pick(candidates, score(predicted), score(hoped), record, score(measured), count)
     return candidates[picks], predicted[picks]
 
 
-def _fit(
-    space: SearchSpace, record: Record, works: NDArray[np.bool_], free: Free | None
-) -> list[Callable[[Genomes], Floats]]:
-    genomes, values = record.genomes[works], record.values[works]
-    if free is None:
-        return [fit_light(space, genomes, column).predict for column in values.T]
-    return [_beyond_free(space, genomes, column, free) for column in values.T]
-
-
-def _beyond_free(
-    space: SearchSpace, genomes: Genomes, values: Floats, free: Free
-) -> Callable[[Genomes], Floats]:
+@dataclass(frozen=True, slots=True, eq=False)
+class _BeyondFree:
     """A straight line in the logarithms of free statistics, and a predictor of what is left."""
 
-    def columns(rows: Genomes) -> Floats:
-        return np.column_stack([np.ones(len(rows)), np.log(free(rows))])
+    free: Free
+    line: Floats
+    rest: Light
 
-    line = np.linalg.lstsq(columns(genomes), values, rcond=None)[0]
-    rest: Light = fit_light(space, genomes, values - columns(genomes) @ line)
-    return lambda rows: columns(rows) @ line + rest.predict(rows)
+    @property
+    def error(self) -> float:
+        return self.rest.error
+
+    def predict(self, genomes: Genomes) -> Floats:
+        straight: Floats = _columns(self.free(genomes)) @ self.line
+        return straight + self.rest.predict(genomes)
+
+
+def _columns(free: Floats) -> Floats:
+    return np.column_stack([np.ones(len(free)), np.log(free)])
+
+
+def _beyond_free(space: SearchSpace, genomes: Genomes, values: Floats, free: Free) -> _BeyondFree:
+    columns = _columns(free(genomes))
+    line = np.linalg.lstsq(columns, values, rcond=None)[0]
+    return _BeyondFree(free, line, fit_light(space, genomes, values - columns @ line))
 
 
 def pick(
     candidates: Genomes,
-    predicted: Floats,
+    predicted: Scores,
+    hoped: Scores,
     record: Record,
-    works: NDArray[np.bool_],
+    measured: Scores,
     count: int,
 ) -> NDArray[np.int64]:
-    """By predicted gain in hypervolume, one after the other; a fifth by being unlike the measured.
+    """By the gain in hypervolume that is hoped for, one after the other.
+
+    Where nothing can gain, what misses limits least; where all meet them, what is least like the
+    networks measured.
 
     Args:
         candidates: not measured yet, shape ``(n, slots)``.
-        predicted: of them, shape ``(n, objectives)``.
+        predicted, hoped: of them, by the predictors and with a share of their errors in favour.
         record: what was measured.
-        works: which of it has values, shape ``(measured,)``.
+        measured: what came of it, without failures.
         count: how many, at most.
 
     Returns:
@@ -206,30 +256,35 @@ def pick(
     """
     from moocore import hypervolume
 
-    measured = record.values[works]
-    low = np.minimum(measured.min(axis=0), predicted.min(axis=0, initial=np.inf))
-    span = measured.max(axis=0) - low
+    low = np.minimum(measured.values.min(axis=0), hoped.values.min(axis=0, initial=np.inf))
+    span = measured.values.max(axis=0) - low
     span = np.where(span > 0, span, 1)
-    front = (measured[ranks(Scores.of(measured)) == 0] - low) / span
-    scaled = (predicted - low) / span
+    best = front(measured)
+    known = (measured.values[best.rows if best.misses <= 0 else []] - low) / span
+    expected, dared = (predicted.values - low) / span, (hoped.values - low) / span
+    meets = hoped.violation <= 0
     # Only the first fronts can gain: the rest would be looked at for nothing.
-    order = np.argsort(ranks(Scores.of(scaled)), kind="stable")[: max(200, 4 * count)]
-    reference = np.full(scaled.shape[1], 1.1)
-    by_gain = count - int(_UNLIKE * count)
+    left = list(np.argsort(ranks(predicted), kind="stable")[: max(200, 4 * count)])
+    reference = np.full(dared.shape[1], 1.1)
     chosen: list[int] = []
-    while len(chosen) < min(count, len(order)):
-        left = [int(index) for index in order if index not in chosen]
-        gains = np.array(
-            [hypervolume(np.vstack([front, scaled[index]]), ref=reference) for index in left]
-        ) - hypervolume(front, ref=reference)
-        if len(chosen) < by_gain and gains.max() > 0:
-            best = left[int(gains.argmax())]
+    while len(chosen) < count and left:
+        able = [index for index in left if meets[index]]
+        before = hypervolume(known, ref=reference) if len(known) else 0.0
+        gains = [
+            hypervolume(np.vstack([known, dared[index]]), ref=reference) - before for index in able
+        ]
+        if gains and max(gains) > 0:
+            found = able[int(np.argmax(gains))]
+        elif len(able) < len(left):
+            found = min(left, key=lambda index: hoped.violation[index])
         else:
             others = np.vstack([record.genomes, candidates[chosen]])
             away = (candidates[left][:, None] != others[None]).sum(axis=2).min(axis=1)
-            best = left[int(away.argmax())]
-        chosen.append(best)
-        front = np.vstack([front, scaled[best]])
+            found = left[int(away.argmax())]
+        chosen.append(int(found))
+        left.remove(found)
+        if meets[found]:
+            known = np.vstack([known, expected[found]])
     return np.array(chosen, dtype=np.int64)
 
 

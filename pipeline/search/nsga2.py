@@ -238,7 +238,8 @@ class Nsga2:
         place = np.searchsorted(self.seen, found[first])
         known = np.append(self.seen, np.uint64(0))[place] == found[first]
         known &= place < len(self.seen)
-        return genomes[first[~known]]
+        new: Genomes = genomes[first[~known]]
+        return new
 
     def save(self, path: Path) -> None:
         """Everything needed to go on, as one ``.npz`` without pickle."""

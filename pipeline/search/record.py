@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.search.nsga2 import Scores, keys, ranks
+from pipeline.search.goals import Front, front
+from pipeline.search.nsga2 import Scores, keys
 from profiles.durable import write_whole
 from profiles.errors import UsageError
 from profiles.space import Genomes, SearchSpace
@@ -25,15 +26,17 @@ class Measured:
     Args:
         values: shape ``(n, objectives)``; NaN where measuring failed.
         half_widths: of their 95 % intervals, same shape; NaN where unknown.
+        why: of each one that failed, in words; empty for the others and where none is told.
     """
 
     values: Floats
     half_widths: Floats
+    why: tuple[str, ...]
 
     @classmethod
     def of(cls, values: Floats) -> Measured:
         """Without intervals."""
-        return cls(values, np.full_like(values, np.nan))
+        return cls(values, np.full_like(values, np.nan), ("",) * len(values))
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +55,14 @@ class Record:
     Args:
         genomes: shape ``(n, slots)``.
         values, half_widths: shape ``(n, objectives)``.
+        why: for each, why it failed; empty where it did not.
         rounds: what each round did.
     """
 
     genomes: Genomes
     values: Floats
     half_widths: Floats
+    why: tuple[str, ...] = ()
     rounds: tuple[Round, ...] = ()
 
     @classmethod
@@ -65,21 +70,19 @@ class Record:
         """Before anything was measured."""
         return cls(np.empty((0, slots), dtype=np.int64), np.empty((0, 0)), np.empty((0, 0)))
 
-    def front(self) -> NDArray[np.int64]:
-        """Indices of measured networks that no other dominates; those that failed are not in it."""
-        works = np.flatnonzero(np.isfinite(self.values).all(axis=1))
-        if not len(works):
-            return works
-        return works[ranks(Scores.of(self.values[works])) == 0]
+    def front(self, score: Callable[[Floats], Scores] = Scores.of) -> Front:
+        """The measured networks that no other dominates; those that failed are not in it."""
+        return front(score(self.values))
 
     def followed_by(self, genomes: Genomes, found: Measured, step: Round) -> Record:
         """With one more round."""
         if not len(self.genomes):
-            return Record(genomes, found.values, found.half_widths, (step,))
+            return Record(genomes, found.values, found.half_widths, found.why, (step,))
         return Record(
             np.vstack([self.genomes, genomes]),
             np.vstack([self.values, found.values]),
             np.vstack([self.half_widths, found.half_widths]),
+            (*self.why, *found.why),
             (*self.rounds, step),
         )
 
@@ -89,14 +92,19 @@ class Record:
         rows = np.array([place.get(int(key), -1) for key in keys(genomes)])
         new = rows < 0
         if not new.any():
-            return Measured(self.values[rows], self.half_widths[rows])
+            return Measured(
+                self.values[rows], self.half_widths[rows], tuple(self.why[row] for row in rows)
+            )
         found = measure(genomes[new])
         if new.all():
             return found
         values = self.values[rows].copy()
         half_widths = self.half_widths[rows].copy()
         values[new], half_widths[new] = found.values, found.half_widths
-        return Measured(values, half_widths)
+        told = iter(found.why)
+        return Measured(
+            values, half_widths, tuple(next(told) if row < 0 else self.why[row] for row in rows)
+        )
 
     def save(self, path: Path) -> None:
         """As JSON; what is not a number is null."""
@@ -104,6 +112,7 @@ class Record:
             "genomes": self.genomes.tolist(),
             "values": _lists(self.values),
             "half_widths": _lists(self.half_widths),
+            "why": list(self.why),
             "rounds": [asdict(step) for step in self.rounds],
         }
         write_whole(path, json.dumps(plain, allow_nan=False).encode())
@@ -121,13 +130,14 @@ class Record:
             genomes = np.array(plain["genomes"], dtype=np.int64)
             values, half_widths = _array(plain["values"]), _array(plain["half_widths"])
             rounds = tuple(Round(**step) for step in plain["rounds"])
-            if not values.shape == half_widths.shape or len(values) != len(genomes):
+            why = tuple(str(words) for words in plain["why"])
+            if values.shape != half_widths.shape or not len(values) == len(genomes) == len(why):
                 raise ValueError("rows are missing")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UsageError(f"{path} is no record of a search: {error}") from error
         if not len(genomes):
             return cls.empty(len(space.slots))
-        return cls(space.check(genomes), values, half_widths, rounds)
+        return cls(space.check(genomes), values, half_widths, why, rounds)
 
 
 def _lists(array: Floats) -> list[list[float | None]]:

@@ -51,7 +51,7 @@ def test_linas_resumes_to_the_same_record_and_beats_chance(tmp_path: Path):
     assert sum(asked) == 24
     np.testing.assert_array_equal(again.genomes, whole.genomes)
     drawn = PROBLEM.space.sample(60, np.random.default_rng(0))
-    assert PROBLEM.volume(whole.values[whole.front()]) > PROBLEM.volume(PROBLEM.values(drawn))
+    assert PROBLEM.volume(whole.values[whole.front().rows]) > PROBLEM.volume(PROBLEM.values(drawn))
 
 
 def test_what_is_no_record_is_one_line(tmp_path: Path):
