@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -265,10 +266,11 @@ class Nsga2:
         """Take up again what was saved.
 
         Raises:
-            UsageError: if the file is no saved evolution of this space.
+            UsageError: if the file is no saved evolution.
+            TableError: if a genome in it is outside the space.
         """
         try:
-            with np.load(path, allow_pickle=False) as saved:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as saved:
                 arrays: dict[str, Any] = dict(saved)
             about = json.loads(str(arrays["about"]))
             random = np.random.default_rng()
@@ -276,7 +278,7 @@ class Nsga2:
             scores = Scores(arrays["values"], arrays["violation"])
             genomes = space.check(arrays["genomes"])
             return cls(space, about["size"], random, genomes, scores, arrays["alive"], allowed)
-        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
             raise UsageError(f"{path} is no saved evolution", "start the search anew") from error
 
 

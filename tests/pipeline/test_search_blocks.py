@@ -13,8 +13,8 @@ from pipeline.search import blocks
 from pipeline.stage import Workspace
 from pipeline.supernet.base import Block
 from profiles.recipe import Search
-from profiles.store import Store
 from profiles.space import SearchSpace, Slot
+from profiles.store import Store
 from tests.pipeline.scripted import Bench, bench, settings, watch
 
 
