@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from pipeline.search.nsga2 import keys
@@ -35,8 +37,8 @@ def exhaustive(space: SearchSpace) -> Genomes:
             f"the space has {space.size:,} networks, more than the {MOST:,} that can be listed",
             "search it, or draw from it at random",
         )
-    grid = np.indices(space.highest + 1).reshape(len(space.slots), -1)
-    return np.ascontiguousarray(grid.T, dtype=np.int64)
+    rows = itertools.product(*(range(len(slot.choices)) for slot in space.slots))
+    return np.array(list(rows), dtype=np.int64)
 
 
 def uniform(space: SearchSpace) -> Genomes:

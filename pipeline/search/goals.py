@@ -85,9 +85,10 @@ class Goals:
             UsageError: names each.
         """
         wrong = [] if self.objectives else ["there is no objective"]
-        for wanted in (*self.objectives, *self.limits):
-            if wanted.quantity not in get_args(Quantity):
-                wrong.append(f"{wanted.quantity} is none of {', '.join(get_args(Quantity))}")
+        named = [each.quantity for each in self.objectives]
+        for quantity in named + [each.quantity for each in self.limits]:
+            if quantity not in get_args(Quantity):
+                wrong.append(f"{quantity} is none of {', '.join(get_args(Quantity))}")
         for objective in self.objectives:
             if objective.weights and len(objective.weights) != len(objective.devices):
                 wrong.append(f"{objective.quantity}: a weight for each device, or none")

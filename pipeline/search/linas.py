@@ -227,7 +227,7 @@ def _columns(free: Floats) -> Floats:
 
 def _beyond_free(space: SearchSpace, genomes: Genomes, values: Floats, free: Free) -> _BeyondFree:
     columns = _columns(free(genomes))
-    line = np.linalg.lstsq(columns, values, rcond=None)[0]
+    line: Floats = np.linalg.lstsq(columns, values, rcond=None)[0].astype(np.float64)
     return _BeyondFree(free, line, fit_light(space, genomes, values - columns @ line))
 
 
