@@ -183,7 +183,7 @@ def _round(
             "settings": settings.model_dump(mode="json", exclude={"measure", "trust_table"}),
             "measured": [candidate.genome for candidate in measured],
         },
-        ("pymoo", "torch", "numpy"),
+        ("moocore", "torch", "numpy"),
     )
 
     def accuracy(genome: tuple[int, ...]) -> float:
