@@ -95,9 +95,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, count in (("train", 60), ("test", 20)):
         x = rng.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
         np.savez(folder / f"{name}.npz", x=x, y=rng.integers(0, 4, count))
-    genes = rng.integers(0, 3, (80, 3))
-    rows = [f"{a},{b},{c},{1 + a + 2 * b + c / 4}" for a, b, c in genes]
-    (folder / "nets.csv").write_text("\n".join(["g0,g1,g2,ms", *rows]))
+    genes = rng.integers(0, 4, (60, 4))
+    rows = [f"{a},{b},{c},{d},{1 + a + 2 * b + c / 4 + d}" for a, b, c, d in genes]
+    (folder / "nets.csv").write_text("\n".join(["g0,g1,g2,g3,ms", *rows]))
     np.savez(folder / "calibration.npz", x=rng.standard_normal((16, 3, 8, 8)).astype("f4"))
     script = (
         "import torch, mymodel; from safetensors.torch import save_model;"
@@ -120,7 +120,7 @@ def as_here(command: str, project: Path) -> list[str]:
     if "night1" in command:  # workspaces of other nights
         for night in range(1, 5):
             shutil.copytree(project / "work", project / f"night{night}", dirs_exist_ok=True)
-    command = command.replace("--train 600 --seeds 5", "--train 15 --seeds 2")
+    command = command.replace("--train 600 --seeds 5", "--train 30 --seeds 2")
     # A verdict takes more runs than a README's test has time for, and a machine of its own.
     little = {"new.onnx": " --rounds 3 --iterations 20", "profile": " --runs 3 --iterations 20"}
     for word, options in {**little, "measure": ""}.items():
