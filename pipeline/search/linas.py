@@ -32,8 +32,10 @@ Measure = Callable[[Genomes], Measured]
 Free = Callable[[Genomes], Floats]
 #: What measured columns ``(n, k)`` come to; see :meth:`pipeline.search.goals.Goals.of_columns`.
 Judge = Callable[[Floats], Scores]
-#: A candidate is hoped to be better than predicted by this share of the predictor's error.
-_HOPE = 0.5
+#: Of each candidate so many values are drawn from what is learned, of so many candidates.
+_SAMPLES, _CANDIDATES = 32, 400
+#: In more than two objectives a gain is slow to tell: of so many candidates.
+_CANDIDATES_OF_MORE = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,10 +200,27 @@ def _propose(
     else:
         candidates = pool
     candidates = _unmeasured(candidates, record)
+    if not len(candidates):
+        return candidates, None
     predicted = predict(candidates)
-    hoped = predicted - _HOPE * np.array([each.error for each in learned])
-    picks = pick(candidates, score(predicted), score(hoped), record, score(measured), count)
+    hopeful = -np.ones(1)
+    hoped = score(np.column_stack([each.samples(candidates, hopeful)[0] for each in learned]))
+    most = _CANDIDATES if hoped.values.shape[1] <= 2 else _CANDIDATES_OF_MORE
+    near = np.argsort(ranks(hoped), kind="stable")[: max(most, 4 * count)]
+    drawn = [each.samples(candidates[near], _deviates(random)) for each in learned]
+    sampled = score(np.stack(drawn, axis=-1).reshape(-1, len(drawn)))
+    picks = near[
+        pick(candidates[near], score(predicted[near]), sampled, record, score(measured), count)
+    ]
     return candidates[picks], predicted[picks]
+
+
+def _deviates(random: np.random.Generator) -> Floats:
+    """Standard normal ones, one from each of as many equal shares, shuffled."""
+    from scipy.special import ndtri
+
+    shares = (np.arange(_SAMPLES) + 0.5) / _SAMPLES
+    return np.asarray(random.permutation(ndtri(shares)), dtype=np.float64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -212,13 +231,13 @@ class _BeyondFree:
     line: Floats
     rest: Light
 
-    @property
-    def error(self) -> float:
-        return self.rest.error
+    def samples(self, genomes: Genomes, normal: Floats) -> Floats:
+        straight: Floats = _columns(self.free(genomes)) @ self.line
+        return straight + self.rest.samples(genomes, normal)
 
     def predict(self, genomes: Genomes) -> Floats:
-        straight: Floats = _columns(self.free(genomes)) @ self.line
-        return straight + self.rest.predict(genomes)
+        median: Floats = self.samples(genomes, np.zeros(1))[0]
+        return median
 
 
 def _columns(free: Floats) -> Floats:
@@ -234,58 +253,79 @@ def _beyond_free(space: SearchSpace, genomes: Genomes, values: Floats, free: Fre
 def pick(
     candidates: Genomes,
     predicted: Scores,
-    hoped: Scores,
+    sampled: Scores,
     record: Record,
     measured: Scores,
     count: int,
 ) -> NDArray[np.int64]:
-    """By the gain in hypervolume that is hoped for, one after the other.
+    """By the expected gain in hypervolume, one after the other.
 
-    Where nothing can gain, what misses limits least; where all meet them, what is least like the
-    networks measured.
+    Each one picked is then taken for measured, as predicted.  Where nothing can gain: what is
+    expected to miss limits least; where all meet them, what is least like the networks measured.
 
     Args:
         candidates: not measured yet, shape ``(n, slots)``.
-        predicted, hoped: of them, by the predictors and with a share of their errors in favour.
+        predicted: of them.
+        sampled: any number of times all of them, drawn from what is learned.
         record: what was measured.
         measured: what came of it, without failures.
         count: how many, at most.
 
     Returns:
         Indices of candidates.
-    """
-    from moocore import hypervolume
 
-    low = np.minimum(measured.values.min(axis=0), hoped.values.min(axis=0, initial=np.inf))
-    span = measured.values.max(axis=0) - low
-    span = np.where(span > 0, span, 1)
+    Source: Emmerich et al., "Single- and multiobjective evolutionary optimization assisted by
+    Gaussian random field metamodels", IEEE Transactions on Evolutionary Computation 10 (2006);
+    batches by belief: Ginsbourger et al., "Kriging is well-suited to parallelize optimization",
+    2010.
+    """
+    low, high = measured.values.min(axis=0), measured.values.max(axis=0)
+    span = np.where(high > low, high - low, 1)
     best = front(measured)
     known = (measured.values[best.rows if best.misses <= 0 else []] - low) / span
-    expected, dared = (predicted.values - low) / span, (hoped.values - low) / span
-    meets = hoped.violation <= 0
-    # Only the first fronts can gain: the rest would be looked at for nothing.
-    left = list(np.argsort(ranks(predicted), kind="stable")[: max(200, 4 * count)])
-    reference = np.full(dared.shape[1], 1.1)
+    expected, drawn = (predicted.values - low) / span, (sampled.values - low) / span
+    misses = sampled.violation.reshape(-1, len(candidates)).mean(axis=0)
+    left = np.full(len(candidates), True)
     chosen: list[int] = []
-    while len(chosen) < count and left:
-        able = [index for index in left if meets[index]]
-        before = hypervolume(known, ref=reference) if len(known) else 0.0
-        gains = [
-            hypervolume(np.vstack([known, dared[index]]), ref=reference) - before for index in able
-        ]
-        if gains and max(gains) > 0:
-            found = able[int(np.argmax(gains))]
-        elif len(able) < len(left):
-            found = min(left, key=lambda index: hoped.violation[index])
+    while len(chosen) < count and left.any():
+        gains = np.where(sampled.violation <= 0, _gains(drawn, known), 0)
+        gain = np.where(left, gains.reshape(-1, len(candidates)).mean(axis=0), 0)
+        if gain.max() > 0:
+            found = int(gain.argmax())
+        elif (misses[left] > 0).any():
+            found = int(np.where(left, misses, np.inf).argmin())
         else:
             others = np.vstack([record.genomes, candidates[chosen]])
-            away = (candidates[left][:, None] != others[None]).sum(axis=2).min(axis=1)
-            found = left[int(away.argmax())]
-        chosen.append(int(found))
-        left.remove(found)
-        if meets[found]:
+            away = (candidates[:, None] != others[None]).sum(axis=2).min(axis=1)
+            found = int(np.where(left, away, -1).argmax())
+        chosen.append(found)
+        left[found] = False
+        if predicted.violation[found] <= 0:
             known = np.vstack([known, expected[found]])
     return np.array(chosen, dtype=np.int64)
+
+
+def _gains(points: Floats, known: Floats) -> Floats:
+    """By how much each point alone enlarges the hypervolume below 1.1, shape ``(n,)``."""
+    from moocore import hypervolume
+
+    reference = np.full(points.shape[1], 1.1)
+    known = known[(known < reference).all(axis=1)]
+    if len(reference) > 2:
+        before = hypervolume(known, ref=reference) if len(known) else 0.0
+        return np.array(
+            [hypervolume(np.vstack([known, point]), ref=reference) - before for point in points]
+        )
+    if len(reference) == 1:
+        return np.asarray(np.maximum(known.min(initial=1.1) - points[:, 0], 0))
+    known = known[front(Scores.of(known)).rows] if len(known) else known
+    known = known[np.argsort(known[:, 0], kind="stable")]
+    # Left of each known network, and right of the last, the front is as high as the one before.
+    ends, heights = np.append(known[:, 0], 1.1), np.insert(known[:, 1], 0, 1.1)
+    reach = np.maximum(ends - points[:, :1], 0)
+    widths = np.diff(reach, axis=1, prepend=0)
+    gains: Floats = (widths * np.maximum(heights - points[:, 1:], 0)).sum(axis=1)
+    return gains
 
 
 def _unmeasured(genomes: Genomes, record: Record) -> Genomes:

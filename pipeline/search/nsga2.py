@@ -22,6 +22,8 @@ Integers = NDArray[np.int64]
 
 #: So often are the places of duplicates filled again before a generation stays smaller.
 _REFILLS = 8
+#: Rows there is memory for at first.
+_ROOM = 1024
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,13 +49,6 @@ class Scores:
     def take(self, rows: Integers) -> Scores:
         """Those of some genomes only."""
         return Scores(self.values[rows], self.violation[rows])
-
-    def followed_by(self, other: Scores) -> Scores:
-        """These, then the other's."""
-        return Scores(
-            np.concatenate([self.values, other.values]),
-            np.concatenate([self.violation, other.violation]),
-        )
 
 
 #: Scores a matrix of genomes, shape ``(n, slots)``.
@@ -113,6 +108,28 @@ def best_first(scores: Scores) -> Integers:
 
 
 @dataclass(slots=True, eq=False)
+class _Growing:
+    """Rows behind one another.
+
+    Memory doubles where it is full: a new array for each generation would be new pages each time.
+    """
+
+    rows: NDArray[Any]
+    count: int
+
+    def append(self, new: NDArray[Any]) -> NDArray[Any]:
+        """All rows, as a view."""
+        count = self.count + len(new)
+        if count > len(self.rows):
+            longer = np.empty((max(2 * count, _ROOM), *new.shape[1:]), new.dtype)
+            longer[: self.count] = self.rows[: self.count].reshape(-1, *new.shape[1:])
+            self.rows = longer
+        self.rows[self.count : count] = new
+        self.count = count
+        return self.rows[:count]
+
+
+@dataclass(slots=True, eq=False)
 class Nsga2:
     """An evolution under way.
 
@@ -134,9 +151,13 @@ class Nsga2:
     alive: Integers
     allowed: Callable[[Genomes], Genomes] | None = None
     seen: NDArray[np.uint64] = field(init=False)
+    _archive: tuple[_Growing, _Growing, _Growing] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.seen = np.sort(keys(self.genomes))
+        kept = (self.genomes, self.scores.values, self.scores.violation)
+        genomes, values, violation = (_Growing(rows, len(rows)) for rows in kept)
+        self._archive = genomes, values, violation
 
     @classmethod
     def begin(
@@ -201,8 +222,9 @@ class Nsga2:
             return
         found = score(new)
         count = len(self.genomes)
-        self.scores = self.scores.followed_by(found) if count else found
-        self.genomes = np.vstack([self.genomes, new])
+        genomes, values, violation = self._archive
+        self.genomes = genomes.append(new)
+        self.scores = Scores(values.append(found.values), violation.append(found.violation))
         added = np.sort(keys(new))
         self.seen = np.insert(self.seen, np.searchsorted(self.seen, added), added)
         pool = np.concatenate([self.alive, np.arange(count, count + len(new))])

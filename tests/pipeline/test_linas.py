@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from pipeline.search.goals import Goals, Limit, Objective
-from pipeline.search.linas import LinasPlan, linas
+from pipeline.search.light import fit_light
+from pipeline.search.linas import LinasPlan, _gains, linas
 from pipeline.search.nsga2 import Nsga2, Scores, ranks
 from pipeline.search.record import Measured, Record
 from profiles.errors import UsageError
@@ -128,3 +129,27 @@ def test_a_space_with_one_point_and_a_plan_of_nothing():
     assert record.genomes.tolist() == [[0]]
     with pytest.raises(UsageError, match="batch is 0"):
         LinasPlan(budget=4, batch=0)
+
+
+@pytest.mark.parametrize("objectives", [1, 2, 3])
+def test_a_gain_is_that_of_the_hypervolume(objectives: int):
+    from moocore import hypervolume
+
+    random = np.random.default_rng(objectives)
+    reference = np.full(objectives, 1.1)
+    for known in (random.integers(0, 5, (9, objectives)) / 4, np.empty((0, objectives))):
+        points = random.integers(-1, 6, (40, objectives)) / 4
+        below = np.vstack([known, reference])
+        before = hypervolume(below, ref=reference)
+        expected = [hypervolume(np.vstack([below, p]), ref=reference) - before for p in points]
+        np.testing.assert_allclose(_gains(points, known), expected, atol=1e-12)
+
+
+def test_what_is_measured_is_surer_than_what_is_not():
+    genomes = PROBLEM.space.sample(80, np.random.default_rng(1))
+    errors = PROBLEM.values(genomes)[:, 0]
+    learned = fit_light(PROBLEM.space, genomes[:40], errors[:40])
+    low, median, high = learned.samples(genomes, np.array([-1.0, 0.0, 1.0]))
+    assert (high - low)[:40].mean() < 0.8 * (high - low)[40:].mean()
+    missed = np.abs(median - errors)[40:]
+    assert (missed < 3 * (high - low)[40:]).all() and missed.mean() < errors.std() / 2

@@ -78,8 +78,7 @@ def speed() -> dict[str, Any]:
     """Both on the space of once-for-all's size, seed by seed."""
     problem = once_for_all()
     rows = []
-    # Imports are not the search's time.  A process's first run is slower all the same: its memory
-    # is new, and glibc asks the kernel for each growing array.
+    # Imports are not the search's time.
     Nsga2.begin(problem.space, problem.score, size=POPULATION, seed=0).run(problem.score, 2000)
     for seed in range(SPEED_SEEDS):
         began = time.perf_counter()
