@@ -2,8 +2,8 @@
 
     python -m tools.bench.harness [--json] [--pairs 10] [--turns 20]
 
-A network of depthwise separable convolutions with random weights, of about a millisecond, is exported
-once for each runtime.  A pair is a process of the agent and one of a bare loop in the agent's own
+A network of depthwise separable convolutions with random weights, of about a millisecond, is
+exported once for each runtime.  A pair is a process of the agent and one of a bare loop in the agent's own
 language (see :mod:`tools.bench.bare`); they take turns of a slice on one core, one stopped while
 the other runs, so that what else the machine does falls on both.  A pair's ratio is the median,
 over its turns, of agent / bare slice medians; reported are the geometric mean over the pairs and
