@@ -3,11 +3,11 @@
     python -m tools.bench.harness [--json] [--pairs 10] [--turns 20]
 
 A network of depthwise separable convolutions with random weights, of about a millisecond, is
-exported once for each runtime.  A pair is a process of the agent and one of a bare loop in the agent's own
-language (see :mod:`tools.bench.bare`); they take turns of a slice on one core, one stopped while
-the other runs, so that what else the machine does falls on both.  A pair's ratio is the median,
-over its turns, of agent / bare slice medians; reported are the geometric mean over the pairs and
-its interval, Student's t over the logarithms.
+exported once for each runtime.  A pair is a process of the agent and one of a bare loop in the
+agent's own language (see :mod:`tools.bench.bare`); they take turns of a slice on one core, one
+stopped while the other runs, so that what else the machine does falls on both.  A pair's ratio is
+the median, over its turns, of agent / bare slice medians; reported are the geometric mean over the
+pairs and its interval, Student's t over the logarithms.
 
 Between slices an agent reads the clock of its core, where the system tells it: on a machine without
 cpufreq, as most virtual ones are, that reading is not exercised here.
