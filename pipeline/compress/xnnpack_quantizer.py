@@ -14,7 +14,8 @@ add, subtract, multiply  inputs (constants, too) and output, where that saves co
                          sums that a layer norm reads stay float, see below
 concat                   inputs and output with one range, as XNNPACK wants it
 pooling, clamps          input and output behind integers, each with a range of its own
-reshape, transpose…      input and output behind integers with one range: values pass unchanged
+reshape, transpose…      input and output behind integers with one range: values pass unchanged;
+                         zeros put around them, too, for every range holds zero
 hardswish, hardsigmoid   written out as additions, clamps and products, see ``rewrite.py``;
                          hardswish where that is faster
 everything else          (softmax, layer normalization, attention…) stays in FP32
@@ -65,8 +66,7 @@ _PASSING = overloads(
     "max_pool2d flatten.using_ints reshape view permute transpose.int squeeze.dim squeeze.dims "
     "unsqueeze slice.Tensor dropout contiguous clone"
 )
-#: What is computed in integers if it reads them.
-_FOLLOWERS = _POOLS | _PASSING | CLAMPS
+_PAD = torch.ops.aten.pad.default
 
 #: XNNPACK's integers are signed.  The observers are NNCF's; these stand for how they count.
 ACTIVATION = Spec(torch.int8, MinMaxObserver, -128, 127, torch.per_tensor_affine)
@@ -142,10 +142,13 @@ class XnnpackQuantizer(UnitQuantizer):
             if node.target in _JOINS or node.target == _CAT:
                 self._annotate_join(node)
             elif (
-                node.target in _FOLLOWERS and KEY not in node.meta and node.args[0] in self._integer
+                (_passes(node) or node.target in _POOLS | CLAMPS)
+                and KEY not in node.meta
+                and node.args[0] in self._integer
             ):
+                # In integers if it reads them.
                 shared = SharedSpec((node.args[0], node))
-                given = shared if node.target in _PASSING else ACTIVATION
+                given = shared if _passes(node) else ACTIVATION
                 self._annotate_unit(node, node, {node.args[0]: ACTIVATION}, given)
         return model
 
@@ -180,9 +183,20 @@ class XnnpackQuantizer(UnitQuantizer):
     def _reads_integers(self, user: Node) -> bool:
         if self._kept.holds(user):
             return False
-        if user.target in _POOLS | _PASSING:
+        if user.target in _POOLS or _passes(user):
             return any(self._reads_integers(further) for further in user.users)
         return KEY in user.meta or bool(_joined(user))
+
+
+def _passes(node: Node) -> bool:
+    """Whether it hands values on: moves them, or puts zeros around them.
+
+    LiteRT refuses a padding whose output has another range than its input.
+    """
+    if node.target != _PAD or node.kwargs:
+        return node.target in _PASSING
+    mode, value = (*node.args[2:], *("constant", None)[len(node.args) - 2 :])
+    return mode == "constant" and not value
 
 
 def _is_deep(weight: Any) -> bool:

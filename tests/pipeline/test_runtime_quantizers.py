@@ -268,3 +268,51 @@ def test_clamps_go_where_integers_saturate_as_they_do(clamp, scale, zero, idle):
     drop_idle_clamps(module)
     assert (len(module.graph.nodes) == nodes - 1) == idle
     assert torch.equal(module(x), before)
+
+
+class Shortcut(nn.Module):
+    """A residual block whose shortcut takes every other position, and pads the channels."""
+
+    def __init__(self, value: float = 0.0) -> None:
+        super().__init__()
+        self.value = value
+        self.stem = nn.Conv2d(3, 8, 1)
+        self.body = nn.Conv2d(8, 16, 3, 2, 1)
+        self.head = nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.stem(x))
+        short = nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 4, 4), value=self.value)
+        return self.head(torch.relu(self.body(x) + short)).mean((2, 3))
+
+
+@pytest.mark.parametrize("format_", ["tflite", "executorch"])
+def test_zeros_are_padded_within_one_range(format_: ArtifactFormat, tmp_path: Path):
+    """LiteRT's converter refuses some others.  The largest values stand where the shortcut does
+    not look, so that its own range would be another."""
+    torch.manual_seed(0)
+    network = Shortcut().eval()
+    samples = SAMPLES.copy()
+    samples[:, :, 1::2, 1::2] *= 3
+    program = quantize(trace(network, torch.from_numpy(samples[:1])), format_, samples)
+    pad = next(node for node in program.graph.nodes if "aten.pad" in str(node.target))
+    (given,) = pad.users
+    assert pad.args[0].args[1:3] == given.args[1:3]
+    path = tmp_path / f"model.{format_}"
+    write_artifact(program, format_, path)
+    for sample in samples[:4]:
+        with torch.no_grad():
+            expected = network(torch.from_numpy(sample[None])).numpy()
+        engine = ENGINES[RUNTIME_OF[format_]](str(path), 1)
+        engine.feed([sample[None]])
+        engine.prepare()
+        engine.call()
+        assert np.abs(engine.outputs()[0] - expected).max() < 0.1 * np.abs(expected).max()
+
+
+def test_other_values_around_an_image_have_a_range_of_their_own():
+    network = Shortcut(value=100.0).eval()
+    program = quantize(trace(network, torch.from_numpy(SAMPLES[:1])), "tflite", SAMPLES)
+    pad = next(node for node in program.graph.nodes if "aten.pad" in str(node.target))
+    (given,) = pad.users
+    assert pad.args[0].args[1] < given.args[1] / 5
