@@ -195,7 +195,8 @@ def _passes(node: Node) -> bool:
     """
     if node.target != _PAD or node.kwargs:
         return node.target in _PASSING
-    mode, value = (*node.args[2:], *("constant", None)[len(node.args) - 2 :])
+    mode: Any = node.args[2] if len(node.args) > 2 else "constant"
+    value: Any = node.args[3] if len(node.args) > 3 else None
     return mode == "constant" and not value
 
 
